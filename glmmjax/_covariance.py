@@ -1,0 +1,136 @@
+"""Covariance structures of random-effects terms: theta <-> relative factor T, and sd/correlation views.
+
+A structure is a frozen, hashable object that maps its slice of theta to the k x k factor T of
+Cov(b) = (sigma^2) T T'. Nothing outside this module knows that the unstructured one is a triangle.
+Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any k x k covariance; theta is the lower triangle of T, column by column (lme4)."""
+
+    k: int
+
+    @property
+    def n_theta(self) -> int:
+        return self.k * (self.k + 1) // 2
+
+    def index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of T in the order of theta."""
+        cols, rows = np.triu_indices(self.k)
+        return rows, cols
+
+    def factor(self, theta: Array) -> Array:
+        """(n_theta,) -> T, (k, k) lower triangular."""
+        rows, cols = self.index()
+        return jnp.zeros((self.k, self.k), theta.dtype).at[rows, cols].set(theta)
+
+    def theta_of(self, T: np.ndarray) -> np.ndarray:
+        """T (k, k) lower triangular -> theta."""
+        return T[self.index()]
+
+    def start(self) -> np.ndarray:
+        """Identity T."""
+        return self.theta_of(np.eye(self.k))
+
+    def on_diagonal(self) -> np.ndarray:
+        """Which entries of theta lie on the diagonal of T."""
+        rows, cols = self.index()
+        return rows == cols
+
+    def scale(self, s: np.ndarray) -> np.ndarray:
+        """Factors c with theta -> c * theta when row j of T is multiplied by s_j (z_j divided by s_j)."""
+        rows, _ = self.index()
+        return s[rows]
+
+    def flip(self, T: np.ndarray) -> np.ndarray:
+        """Signs (k,) that make T's columns canonical: diagonal >= 0, or the first non-zero entry > 0."""
+        signs = np.ones(self.k)
+        for j in range(self.k):
+            column = T[j:, j]
+            nonzero = column[column != 0.0]
+            if nonzero.size and nonzero[0] < 0.0:
+                signs[j] = -1.0
+        return signs
+
+    def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
+        """lme4's names: ``g.x`` on the diagonal, ``g.y.x`` below it."""
+        rows, cols = self.index()
+        return [
+            f"{group}.{names[r]}" if r == c else f"{group}.{names[r]}.{names[c]}"
+            for r, c in zip(rows, cols, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Independent columns with their own standard deviations; theta is the diagonal of T."""
+
+    k: int
+
+    @property
+    def n_theta(self) -> int:
+        return self.k
+
+    def factor(self, theta: Array) -> Array:
+        return jnp.diag(theta)
+
+    def theta_of(self, T: np.ndarray) -> np.ndarray:
+        return np.diag(T).copy()
+
+    def start(self) -> np.ndarray:
+        return np.ones(self.k)
+
+    def on_diagonal(self) -> np.ndarray:
+        return np.ones(self.k, bool)
+
+    def scale(self, s: np.ndarray) -> np.ndarray:
+        return s
+
+    def flip(self, T: np.ndarray) -> np.ndarray:
+        return np.where(np.diag(T) < 0.0, -1.0, 1.0)
+
+    def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
+        return [f"{group}.{name}" for name in names]
+
+
+Structure = Unstructured | Diagonal
+
+
+def cov_to_sdcor(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance (k, k) -> standard deviations (k,) and correlations (k, k); NaN where an sd is 0."""
+    sd = np.sqrt(np.diag(cov))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        corr = cov / np.outer(sd, sd)
+    np.fill_diagonal(corr, 1.0)
+    return sd, corr
+
+
+def sdcor_to_cov(sd: np.ndarray, corr: np.ndarray) -> np.ndarray:
+    """Standard deviations (k,) and correlations (k, k) -> covariance (k, k)."""
+    return corr * np.outer(sd, sd)
+
+
+def semidefinite_cholesky(cov: np.ndarray, tol: float = 1e-14) -> np.ndarray:
+    """Lower T with T T' = cov, with zero columns where rank is missing (no pivoting).
+
+    The form lme4's theta takes for a singular covariance matrix.
+    """
+    k = cov.shape[0]
+    rest = cov.astype(float).copy()
+    scale = max(float(np.diag(cov).max(initial=0.0)), np.finfo(float).tiny)
+    T = np.zeros((k, k))
+    for j in range(k):
+        if rest[j, j] > tol * scale:
+            T[j:, j] = rest[j:, j] / np.sqrt(rest[j, j])
+            rest -= np.outer(T[:, j], T[:, j])
+    return T

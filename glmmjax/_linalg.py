@@ -1,0 +1,286 @@
+"""Blocked products, Cholesky-like elimination, log-determinants and solves.
+
+The matrix is H = Lambda' Z' W Z Lambda + I, held as small diagonal blocks per level, pair blocks where
+two grouping factors meet, and a dense remainder (`_symbolic.Plan`). Nothing here knows statistics.
+
+Differentiation never goes through a factorisation: inverse, log-determinant and solve of a symmetric
+positive definite matrix have their own rules (d log det S = tr(S^-1 dS)), correct to any order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import cho_solve
+
+from ._symbolic import Plan
+
+#: Small blocks up to this size are inverted by unrolled elimination, larger ones by LAPACK.
+_UNROLL = 8
+
+
+def segment_sum(values: Array, segments: Array, m: int) -> Array:
+    """Sum of the rows of `values` that share a segment, (m, ...)."""
+    return jnp.zeros((m, *values.shape[1:]), values.dtype).at[segments].add(values, mode="promise_in_bounds")
+
+
+def take(values: Array, index: Array) -> Array:
+    """values[index] for indices known to be in range."""
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+def outer_sum(a: Array, b: Array) -> Array:
+    """sum_r a[..., r, i] b[..., r, j]: batched a'b for tiny matrices, fused elementwise by XLA."""
+    return (a[..., :, :, None] * b[..., :, None, :]).sum(-3)
+
+
+def small_matmul(a: Array, b: Array) -> Array:
+    """Batched a b for tiny matrices, (..., i, r) x (..., r, j)."""
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
+
+
+@jax.custom_jvp
+def spd_inverse(A: Array) -> tuple[Array, Array]:
+    """Inverse (m, k, k) and log-determinant (m,) of symmetric positive definite blocks.
+
+    NaN where a block is not positive definite. Tangents must be symmetric.
+    """
+    k = A.shape[-1]
+    if k == 1:
+        d = jnp.where(A > 0.0, A, jnp.nan)
+        return 1.0 / d, jnp.log(d[..., 0, 0])
+    if k <= _UNROLL:
+        # symmetric sweep (Goodnight 1979): after k pivots the array holds -A^-1
+        logdet = jnp.zeros(A.shape[:-2], A.dtype)
+        for j in range(k):
+            pivot = A[..., j, j]
+            pivot = jnp.where(pivot > 0.0, pivot, jnp.nan)
+            logdet = logdet + jnp.log(pivot)
+            row = A[..., j, :]
+            scaled = row / pivot[..., None]
+            swept = A - row[..., :, None] * scaled[..., None, :]
+            on = jnp.arange(k) == j
+            swept = jnp.where(on[:, None], scaled[..., None, :], swept)
+            swept = jnp.where(on[None, :], scaled[..., :, None], swept)
+            A = jnp.where(on[:, None] & on[None, :], -1.0 / pivot[..., None, None], swept)
+        return -A, logdet
+    L = jnp.linalg.cholesky(A)
+    eye = jnp.broadcast_to(jnp.eye(k, dtype=A.dtype), A.shape)
+    logdet = 2.0 * jnp.log(jnp.diagonal(L, axis1=-2, axis2=-1)).sum(-1)
+    return cho_solve((L, True), eye), logdet
+
+
+@spd_inverse.defjvp
+def _spd_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    (A,), (dA,) = primals, tangents
+    inverse, logdet = spd_inverse(A)
+    half = small_matmul(inverse, dA)
+    return (inverse, logdet), (-small_matmul(half, inverse), jnp.trace(half, axis1=-2, axis2=-1))
+
+
+@jax.custom_jvp
+def dense_inverse(S: Array, L: Array) -> Array:
+    """S^-1 from S and its Cholesky factor L (not differentiated)."""
+    return cho_solve((L, True), jnp.eye(S.shape[0], dtype=S.dtype))
+
+
+@dense_inverse.defjvp
+def _dense_inverse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    S, L = primals
+    inverse = dense_inverse(S, L)
+    return inverse, -inverse @ tangents[0] @ inverse
+
+
+@jax.custom_jvp
+def dense_logdet(S: Array, L: Array) -> Array:
+    """log det S, with derivative tr(S^-1 dS); L is S's Cholesky factor."""
+    return 2.0 * jnp.log(jnp.diagonal(L)).sum()
+
+
+@dense_logdet.defjvp
+def _dense_logdet_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    S, L = primals
+    return dense_logdet(S, L), (dense_inverse(S, L) * tangents[0]).sum()
+
+
+def dense_solve(S: Array, L: Array, b: Array) -> Array:
+    """S^-1 b for b of shape (r, c); L is S's Cholesky factor.
+
+    Differentiable in S and b and transposable: inside another rule a `custom_jvp` function loses its
+    rule when JAX linearises around it, and derivatives through the constant L would be dropped.
+    """
+    return jax.lax.custom_linear_solve(
+        lambda x: S @ x, b, lambda _, right: cho_solve((L, True), right), symmetric=True
+    )
+
+
+class Blocks(NamedTuple):
+    """Z'WZ in blocks, before scaling by Lambda."""
+
+    diagonal: tuple[Array, ...]  # per block (m, k, k)
+    pairs: tuple[Array, ...]  # per coupling (P, k, k')
+
+
+class Factor(NamedTuple):
+    """Block elimination of H."""
+
+    inverse: tuple[Array, ...]  # per eliminated block, D^-1 (m, k, k)
+    pairs: tuple[Array, ...]  # per coupling, scaled and updated (P, k, k')
+    S: Array | None  # dense remainder (r, r)
+    L: Array | None  # its Cholesky factor
+    logdet: Array  # log det H; NaN if H is not positive definite
+
+
+def weighted_products(zs: tuple[Array, ...], levels: tuple[Array, ...], ms: tuple[int, ...], w: Array, plan: Plan) -> Blocks:
+    """Z'WZ by segment sums over the rows.
+
+    Args:
+        zs: per block (n, k). levels: per block (n,) int32. ms: levels per block. w: (n,).
+    """
+    weighted = [w[:, None] * z for z in zs]
+    diagonal = []
+    for z, wz, level, m in zip(zs, weighted, levels, ms, strict=True):
+        diagonal.append(segment_sum(wz[:, :, None] * z[:, None, :], level, m))
+    pairs = []
+    for c in plan.couplings:
+        values = weighted[c.first][:, :, None] * zs[c.second][:, None, :]
+        rows = levels[c.first] if c.row_pair is None else c.row_pair
+        pairs.append(segment_sum(values, rows, c.a.shape[0]))
+    return Blocks(tuple(diagonal), tuple(pairs))
+
+
+def _sandwich(left: Array, A: Array, right: Array) -> Array:
+    """left' A right for a batch of blocks A (m, k, k')."""
+    if left.shape[0] == right.shape[0] == 1:
+        return A * (left * right)
+    return small_matmul(small_matmul(left.T[None], A), right[None])
+
+
+def factorise(
+    blocks: Blocks, Ts: tuple[Array, ...], plan: Plan, shift: tuple[Array, ...] | None = None
+) -> Factor:
+    """Eliminate H = Lambda' Z'WZ Lambda + I block by block.
+
+    Args:
+        Ts: per block, the relative factor T (k, k).
+        shift: per block (m, k, k), added to the diagonal blocks of H.
+    """
+    D = []
+    for g, (A, T) in enumerate(zip(blocks.diagonal, Ts, strict=True)):
+        D.append(_sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype))
+        if shift is not None:
+            D[g] = D[g] + shift[g]
+    C = [
+        _sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)
+    ]
+    size, first_dense = plan.size, plan.n_eliminated
+    dtype = D[0].dtype
+    upper = jnp.zeros((size * size,), dtype)
+    S = jnp.zeros((size, size), dtype)
+    inverses: list[Array] = []
+    logdet = jnp.zeros((), dtype)
+    for e in range(plan.n_eliminated):
+        inverse, ld = spd_inverse(D[e])
+        inverses.append(inverse)
+        logdet = logdet + ld.sum()
+        scaled_pairs = {
+            i: small_matmul(take(inverse, c.a) if c.row_pair is not None else inverse, C[i])
+            for i, c in enumerate(plan.couplings)
+            if c.first == e
+        }
+        for product in plan.products[e]:
+            a, b = C[product.left], scaled_pairs[product.right]
+            if product.p is not None and product.q is not None:
+                a, b = take(a, product.p), take(b, product.q)
+            values = outer_sum(a, b)
+            if product.kind == "diagonal":
+                D[product.into] = D[product.into].at[product.target].add(-values, mode="promise_in_bounds")
+            elif product.kind == "pair":
+                C[product.into] = C[product.into].at[product.target].add(-values, mode="promise_in_bounds")
+            else:
+                upper = _scatter_windows(upper, product.target, -values, size)
+        if plan.dense[e]:
+            A = _as_matrix(plan, C, e, D[e].shape[0], D[e].shape[1])
+            B = _as_matrix(plan, scaled_pairs, e, D[e].shape[0], D[e].shape[1])
+            S = S - A.T @ B
+    if not size:
+        return Factor(tuple(inverses), tuple(C), None, None, logdet)
+    for i, c in enumerate(plan.couplings):
+        if c.first >= first_dense:
+            k, k2 = Ts[c.first].shape[0], Ts[c.second].shape[0]
+            corner = (plan.offsets[c.first] + c.a * k) * size + plan.offsets[c.second] + c.b * k2
+            upper = _scatter_windows(upper, corner, C[i], size)
+    U = upper.reshape(size, size)
+    S = S + U + U.T
+    for h in range(first_dense, len(D)):
+        m, k = D[h].shape[:2]
+        position = plan.offsets[h] + jnp.arange(m * k).reshape(m, k)
+        S = S.at[position[:, :, None], position[:, None, :]].add(D[h], mode="promise_in_bounds")
+    S = 0.5 * (S + S.T)
+    L = jnp.linalg.cholesky(jax.lax.stop_gradient(S), symmetrize_input=False)
+    return Factor(tuple(inverses), tuple(C), S, L, logdet + dense_logdet(S, L))
+
+
+def _scatter_windows(flat: Array, corner: Array, values: Array, size: int) -> Array:
+    """Add (N, i, j) windows at flat corners of a (size, size) matrix."""
+    _, i, j = values.shape
+    position = corner[:, None, None] + (jnp.arange(i)[:, None] * size + jnp.arange(j)[None, :]).astype(corner.dtype)
+    return flat.at[position.reshape(-1)].add(values.reshape(-1), mode="promise_in_bounds")
+
+
+def _as_matrix(plan: Plan, pairs: list[Array] | dict[int, Array], e: int, m: int, k: int) -> Array:
+    """Pair blocks of eliminated block e with the remainder as one (m k, size) matrix."""
+    out = jnp.zeros((m, k, plan.size), pairs[0].dtype if isinstance(pairs, list) else next(iter(pairs.values())).dtype)
+    for i, c in enumerate(plan.couplings):
+        if c.first == e and c.second >= plan.n_eliminated:
+            values = pairs[i]
+            k2 = values.shape[2]
+            columns = plan.offsets[c.second] + c.b[:, None] * k2 + jnp.arange(k2)[None, :]
+            rows = jnp.arange(k)[None, :, None]
+            out = out.at[c.a[:, None, None], rows, columns[:, None, :]].add(values, mode="promise_in_bounds")
+    return out.reshape(m * k, plan.size)
+
+
+def solve(factor: Factor, rhs: tuple[Array, ...], plan: Plan) -> tuple[Array, ...]:
+    """H^-1 rhs; rhs holds per block an array (m, k, c). Linear in rhs, so JAX can transpose it."""
+    r = list(rhs)
+    ms = [x.shape[0] for x in rhs]
+    for e in range(plan.n_eliminated):
+        t = small_matmul(factor.inverse[e], r[e])
+        for i, c in enumerate(plan.couplings):
+            if c.first == e:
+                values = outer_sum(factor.pairs[i], take(t, c.a) if c.row_pair is not None else t)
+                r[c.second] = r[c.second].at[c.b].add(-values, mode="promise_in_bounds")
+    x: list[Array] = list(r)
+    if plan.size:
+        n_columns = rhs[0].shape[2]
+        assert factor.S is not None and factor.L is not None
+        stacked = jnp.concatenate([r[h].reshape(-1, n_columns) for h in range(plan.n_eliminated, len(r))])
+        solution = dense_solve(factor.S, factor.L, stacked)
+        for h in range(plan.n_eliminated, len(r)):
+            k = rhs[h].shape[1]
+            start = plan.offsets[h]
+            x[h] = solution[start : start + ms[h] * k].reshape(ms[h], k, n_columns)
+    for e in reversed(range(plan.n_eliminated)):
+        right = r[e]
+        for i, c in enumerate(plan.couplings):
+            if c.first == e:
+                values = small_matmul(factor.pairs[i], take(x[c.second], c.b))
+                if c.row_pair is None:
+                    right = right - values
+                else:
+                    right = right.at[c.a].add(-values, mode="promise_in_bounds")
+        x[e] = small_matmul(factor.inverse[e], right)
+    return tuple(x)
+
+
+def block_diagonal_inverse(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan) -> tuple[Array, ...]:
+    """Diagonal blocks (m, k, k) of H^-1, one per level: the derivative of log det H in them."""
+
+    def logdet(shift: tuple[Array, ...]) -> Array:
+        return factorise(blocks, Ts, plan, shift).logdet
+
+    return jax.grad(logdet)(tuple(jnp.zeros_like(A) for A in blocks.diagonal))

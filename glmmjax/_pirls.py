@@ -1,0 +1,357 @@
+"""Conditional modes of the random effects, and their implicit derivatives.
+
+Penalised iteratively reweighted least squares in u (jointly in (u, beta) for nAGQ = 0): damped Newton
+on the penalised deviance -2 sum log f(y | eta) + |u|^2. Newton steps use the observed information;
+steps with safe (expected, or non-negative) weights are taken only where that is not positive definite.
+
+The stopping rule measures the
+Newton decrement g'H^-1 g *before* a full Newton step and takes that step, so the error left is of the
+order of its square.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ._design import Design, factors, linear_predictor, u_from_blocks, u_to_blocks
+from ._linalg import Factor, factorise, outer_sum, segment_sum, small_matmul, solve, weighted_products
+from .families import Family
+
+#: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
+TOLERANCE = 1e-12
+MAX_ITERATIONS = 100
+MAX_HALVINGS = 25
+
+#: status codes
+CONVERGED, ITERATION_LIMIT, STEP_LIMIT, NON_FINITE = 0, 1, 2, 3
+MESSAGES = {
+    CONVERGED: "PIRLS converged",
+    ITERATION_LIMIT: f"PIRLS did not converge in {MAX_ITERATIONS} iterations",
+    STEP_LIMIT: "PIRLS step-halvings failed to reduce the penalised deviance",
+    NON_FINITE: "the penalised deviance is not finite: the linear predictor left the range of the link",
+}
+
+Blocked = tuple[Array, ...]
+
+
+class Parameters(NamedTuple):
+    """Parameters of the marginal likelihood."""
+
+    theta: Array  # (n_theta,)
+    beta: Array  # (p,)
+    phi: Array  # (n_phi,)
+
+
+class Mode(NamedTuple):
+    """Conditional modes; `u` per block (m, k), `beta` the joint mode (nAGQ = 0) or the given one."""
+
+    u: Blocked
+    beta: Array
+    status: Array
+    iterations: Array
+
+
+class PIRLS(NamedTuple):
+    """Result of `pirls`."""
+
+    u: Array  # (q,) spherical conditional modes, in the order of Z's columns
+    factor: Factor  # block elimination of Lambda'Z'WZ Lambda + I with the observed information
+    status: Array  # 0 converged; messages in glmmjax._pirls.MESSAGES
+    iterations: Array
+
+
+def unspool(u: Blocked, T: Blocked) -> Blocked:
+    """b = T u per level, (m, k)."""
+    return tuple(small_matmul(x[:, None, :], t.T[None])[:, 0, :] for x, t in zip(u, T, strict=True))
+
+
+def eta_of(u: Blocked, params: Parameters, design: Design) -> Array:
+    """(n,) linear predictor at spherical random effects u."""
+    return linear_predictor(unspool(u, factors(params.theta, design)), params.beta, design)
+
+
+def squared_norm(u: Blocked) -> Array:
+    return sum((jnp.vdot(x, x) for x in u), start=jnp.zeros((), u[0].dtype))
+
+
+def score_u(score: Array, u: Blocked, T: Blocked, design: Design) -> Blocked:
+    """Gradient of the penalised log density in u: Lambda'Z' dlogf/deta - u."""
+    out = []
+    for x, t, z, level, m in zip(u, T, design.z, design.level, design.n_levels, strict=True):
+        sums = segment_sum(score[:, None] * z, level, m)
+        out.append(small_matmul(sums[:, None, :], t[None])[:, 0, :] - x)
+    return tuple(out)
+
+
+def _border(w: Array, T: Blocked, design: Design) -> Blocked:
+    """Lambda'Z'WX per block (m, k, p)."""
+    out = []
+    wX = w[:, None] * design.X
+    for t, z, level, m in zip(T, design.z, design.level, design.n_levels, strict=True):
+        sums = segment_sum(z[:, :, None] * wX[:, None, :], level, m)
+        out.append(small_matmul(t.T[None], sums))
+    return tuple(out)
+
+
+class _Step(NamedTuple):
+    du: Blocked
+    dbeta: Array
+    decrement: Array
+    ok: Array
+
+
+def newton_step(
+    score: Array, w: Array, u: Blocked, T: Blocked, design: Design, joint: bool
+) -> tuple[_Step, Factor]:
+    """One Newton step of the penalised log density with curvature w (n,)."""
+    g = score_u(score, u, T, design)
+    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    if not joint:
+        du = tuple(x[..., 0] for x in solve(factor, tuple(x[..., None] for x in g), design.plan))
+        dbeta = jnp.zeros(design.p, score.dtype)
+        decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True))
+        ok = jnp.isfinite(factor.logdet) & jnp.isfinite(decrement) & (decrement >= 0.0)
+        return _Step(du, dbeta, jnp.asarray(decrement), ok), factor
+    # border the system by X: u first, then beta by its Schur complement
+    B = _border(w, T, design)
+    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
+    solved = solve(factor, rhs, design.plan)
+    information, g_beta = fixed_information(w, score, B, g, solved, design)
+    L = jnp.linalg.cholesky(information)
+    dbeta = jax.scipy.linalg.cho_solve((L, True), g_beta)
+    du = tuple(s[..., 0] - (s[..., 1:] * dbeta).sum(-1) for s in solved)
+    full_g_beta = design.X.T @ score
+    decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True)) + full_g_beta @ dbeta
+    ok = jnp.isfinite(factor.logdet) & jnp.isfinite(decrement) & (decrement >= 0.0)
+    return _Step(du, dbeta, decrement, ok), factor
+
+
+def fixed_information(
+    w: Array, score: Array, B: Blocked, g: Blocked, solved: Blocked, design: Design
+) -> tuple[Array, Array]:
+    """R_X'R_X = X'WX - B'H^-1 B (p, p) and the reduced gradient of beta (p,)."""
+    information = design.X.T @ (w[:, None] * design.X)
+    reduced = design.X.T @ score
+    for b, s, x in zip(B, solved, g, strict=True):
+        information = information - outer_sum(b, s[..., 1:]).sum(0)
+        reduced = reduced - (s[..., 1:] * x[..., None]).sum((0, 1))
+    return information, reduced
+
+
+class _Trial(NamedTuple):
+    scale: Array
+    u: Blocked
+    beta: Array
+    value: Array
+    score: Array
+    w: Array
+
+
+class _State(NamedTuple):
+    u: Blocked
+    beta: Array
+    value: Array  # penalised deviance
+    score: Array
+    w: Array  # observed information
+    fisher: Array  # take the next step with safe weights
+    done: Array
+    status: Array
+    iterations: Array
+
+
+def safe_weights(eta: Array, w_observed: Array, params: Parameters, design: Design, family: Family) -> Array:
+    """Non-negative curvature: the expected information if offered, else the observed one clipped at 0."""
+    expected = family.expected_information(eta, jnp.asarray(design.weights), params.phi)
+    return jnp.maximum(w_observed, 0.0) if expected is None else expected
+
+
+def find_mode(
+    params: Parameters,
+    design: Design,
+    family: Family,
+    u0: Blocked,
+    joint: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Mode:
+    """Minimise the penalised deviance from u0 (and from params.beta if `joint`).
+
+    Not differentiable through its iterations; `conditional_mode` is.
+    """
+    T = factors(params.theta, design)
+    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
+
+    def evaluate(u: Blocked, beta: Array) -> tuple[Array, Array, Array]:
+        eta = linear_predictor(unspool(u, T), beta, design)
+        value, score, w = family.derivatives(y, eta, weights, params.phi)
+        return -2.0 * value.sum() + squared_norm(u), score, w
+
+    def body(s: _State) -> _State:
+        if family.canonical:
+            w = s.w
+        else:
+            eta = linear_predictor(unspool(s.u, T), s.beta, design)
+            w = jnp.where(s.fisher, safe_weights(eta, s.w, params, design, family), s.w)
+        step, _ = newton_step(s.score, w, s.u, T, design, joint)
+        small = step.decrement < tolerance * (1.0 + jnp.abs(s.value))
+
+        def at(scale: Array) -> _Trial:
+            u = tuple(x + scale * d for x, d in zip(s.u, step.du, strict=True))
+            beta = s.beta + scale * step.dbeta
+            return _Trial(scale, u, beta, *evaluate(u, beta))
+
+        def rises(state: tuple[_Trial, Array]) -> Array:
+            trial, count = state
+            falls = trial.value <= s.value + 1e-13 * jnp.abs(s.value)
+            return ~(falls | (small & jnp.isfinite(trial.value))) & (count < MAX_HALVINGS)
+
+        def halve(state: tuple[_Trial, Array]) -> tuple[_Trial, Array]:
+            trial, count = state
+            return at(0.5 * trial.scale), count + 1
+
+        # a step that could not be computed counts as halved to nothing
+        start = jnp.where(step.ok, 0, MAX_HALVINGS).astype(jnp.int32)
+        trial, halvings = jax.lax.while_loop(rises, halve, (at(jnp.ones((), s.value.dtype)), start))
+        accepted = halvings < MAX_HALVINGS
+        converged = accepted & small & (trial.scale == 1.0) & ~s.fisher
+        # a Newton step that is not possible is followed by a Fisher step from the same point
+        failed = ~accepted & (s.fisher | family.canonical)
+        status = jnp.where(
+            converged, CONVERGED, jnp.where(failed, jnp.where(step.ok, STEP_LIMIT, NON_FINITE), ITERATION_LIMIT)
+        )
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old),
+            (trial.u, trial.beta, trial.value, trial.score, trial.w),
+            (s.u, s.beta, s.value, s.score, s.w),
+        )
+        return _State(*kept, ~accepted & ~s.fisher, converged | failed, status, s.iterations + 1)
+
+    def unfinished(s: _State) -> Array:
+        return ~s.done & (s.iterations < MAX_ITERATIONS)
+
+    value, score, w = evaluate(u0, params.beta)
+    start = _State(
+        u0,
+        params.beta,
+        value,
+        score,
+        w,
+        jnp.zeros((), bool),
+        ~jnp.isfinite(value),
+        jnp.where(jnp.isfinite(value), ITERATION_LIMIT, NON_FINITE),
+        jnp.zeros((), jnp.int32),
+    )
+    end = jax.lax.while_loop(unfinished, body, start)
+    return Mode(end.u, end.beta, end.status, end.iterations)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def conditional_mode(params: Parameters, design: Design, u0: Blocked, family: Family, joint: bool) -> Mode:
+    """`find_mode` with derivatives in `params` and in every float array of `design`, to any order.
+
+    The implicit function theorem: d(u, beta) = H_obs^-1 d(gradient of the penalised log density).
+    """
+    return find_mode(params, design, family, u0, joint)
+
+
+def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> tuple[Mode, Mode]:
+    params, design, u0 = primals
+    mode = conditional_mode(params, design, u0, family, joint)
+    at = params._replace(beta=mode.beta)
+
+    leaves, tree = jax.tree.flatten((at, design))
+    d_leaves = jax.tree.leaves(tangents[:2], is_leaf=_is_zero)
+    if joint:  # the given beta is only where the iteration starts
+        d_leaves[1] = None
+    active = [i for i, d in enumerate(d_leaves) if d is not None and not _is_zero(d)]
+
+    def gradient(values: list[Array]) -> tuple[Blocked, Array, Array]:
+        filled = list(leaves)
+        for i, value in zip(active, values, strict=True):
+            filled[i] = value
+        p, d = jax.tree.unflatten(tree, filled)
+        T = factors(p.theta, d)
+        eta = linear_predictor(unspool(mode.u, T), p.beta, d)
+        _, score, w = family.derivatives(jnp.asarray(d.y), eta, jnp.asarray(d.weights), p.phi)
+        return score_u(score, mode.u, T, d), jnp.asarray(d.X).T @ score, w
+
+    zero_int = (np.zeros((), jax.dtypes.float0),) * 2
+    if not active:
+        zeros = jax.tree.map(jnp.zeros_like, (mode.u, mode.beta))
+        return mode, Mode(*zeros, *zero_int)
+    _, (dg, dg_beta, _) = jax.jvp(gradient, ([leaves[i] for i in active],), ([d_leaves[i] for i in active],))
+    _, _, w = gradient([leaves[i] for i in active])
+    T = factors(params.theta, design)
+    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    rhs = tuple(x[..., None] for x in dg)
+    if not joint:
+        du = tuple(x[..., 0] for x in solve(factor, rhs, design.plan))
+        dbeta = d_leaves[1] if 1 in active else jnp.zeros_like(mode.beta)
+        return mode, Mode(du, dbeta, *zero_int)
+    B = _border(w, T, design)
+    HB = solve(factor, B, design.plan)
+    Hg = solve(factor, rhs, design.plan)
+    X = jnp.asarray(design.X)
+    information = X.T @ (w[:, None] * X)
+    for b, s, x in zip(B, HB, dg, strict=True):
+        information = information - outer_sum(b, s).sum(0)
+        dg_beta = dg_beta - (s * x[..., None]).sum((0, 1))
+    dbeta = jax.scipy.linalg.solve(information, dg_beta, assume_a="pos")
+    du = tuple(a[..., 0] - (s * dbeta).sum(-1) for a, s in zip(Hg, HB, strict=True))
+    return mode, Mode(du, dbeta, *zero_int)
+
+
+def _is_zero(x: Any) -> bool:
+    return isinstance(x, jax.custom_derivatives.SymbolicZero)
+
+
+conditional_mode.defjvp(_implicit_rule, symbolic_zeros=True)
+
+
+def pirls(
+    theta: Array, beta: Array, design: Design, family: Family, phi: Array | None = None, u0: Array | None = None
+) -> PIRLS:
+    """Conditional modes of the spherical random effects at given parameters.
+
+    Args:
+        theta: (n_theta,) packed relative factors in lme4's order.
+        beta: (p,) fixed effects, link scale.
+        design: see `Design`.
+        family: static.
+        phi: (n_phi,) dispersion parameters, positive; needed by families that have any.
+        u0: (q,) starting values, default zeros; the result depends on them only beyond the tolerance.
+
+    Returns:
+        `PIRLS`: u (q,) in the order of Z's columns, the block factor of the observed penalised
+        information at u, status (0 converged), iterations. u is differentiable.
+    """
+    params = parameters(theta, beta, family, phi)
+    start = zero_u(design, params.beta.dtype) if u0 is None else u_to_blocks(jnp.asarray(u0), design)
+    mode = conditional_mode(params, design, start, family, False)
+    eta = eta_of(mode.u, params, design)
+    _, _, w = family.derivatives(jnp.asarray(design.y), eta, jnp.asarray(design.weights), params.phi)
+    T = factors(params.theta, design)
+    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    return PIRLS(u_from_blocks(mode.u, design), factor, mode.status, mode.iterations)
+
+
+def zero_u(design: Design, dtype: Any) -> Blocked:
+    """u = 0 per block (m, k)."""
+    return tuple(jnp.zeros((m, z.shape[1]), dtype) for m, z in zip(design.n_levels, design.z, strict=True))
+
+
+def parameters(theta: Any, beta: Any, family: Family, phi: Any = None) -> Parameters:
+    """Check and pack the parameters of the pure functions."""
+    if phi is None:
+        phi = family.phi_start()
+    theta, beta = jnp.asarray(theta), jnp.asarray(beta)
+    dtype = jnp.result_type(theta, beta, float)
+    phi = jnp.asarray(phi, dtype).reshape(-1)
+    if phi.shape[0] != len(family.phi_names):
+        raise ValueError(f"family {family.name} has {len(family.phi_names)} dispersion parameters, phi has {phi.shape[0]}")
+    return Parameters(theta.astype(dtype), beta.astype(dtype), phi)

@@ -1,0 +1,414 @@
+"""Response distributions as log densities of the linear predictor.
+
+A family is a frozen, hashable object (static under `jax.jit`). What the fitter needs of it is the log
+density as a function of eta; score, observed information and every higher derivative come from JAX,
+for built-in and user families through the same code. `expected_information` is added where a closed
+form exists, because lme4's Laplace approximation uses it (Bates et al. 2015; FEATURES: APX-2).
+
+The log density is split in a *kernel*, which depends on eta, and a *constant*, which does not and is
+computed once per fit: the sum of both is normalised, so log-likelihoods are absolute.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import gammaln, xlogy
+
+from . import links
+from ._errors import DataError
+from .links import Link
+
+
+def _product(y: Array, log_value: Array) -> Array:
+    """y * log_value with 0 * (-inf) = 0, derivatives included."""
+    positive = y > 0.0
+    return jnp.where(positive, y * jnp.where(positive, log_value, 0.0), 0.0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Interface of a response distribution; arguments are elementwise arrays of shape (n,).
+
+    `phi` is a tuple-like array (n_phi,) of positive dispersion parameters, estimated on the log scale.
+    `weights` are trials for the binomial and multipliers of the log density elsewhere.
+    """
+
+    link: Link
+
+    name: ClassVar[str] = "family"
+    #: curvature of the Laplace approximation when the user does not choose one
+    default_hessian: ClassVar[str] = "observed"
+    links_offered: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def phi_names(self) -> tuple[str, ...]:
+        """Names of the positive dispersion parameters."""
+        return ()
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        """Log density without its constant, per row."""
+        raise NotImplementedError
+
+    def constant(self, y: Array, weights: Array) -> Array:
+        """The part of the log density that depends on the data only, per row."""
+        return jnp.zeros_like(y)
+
+    def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array | None:
+        """Fisher information about eta per row, or None where no closed form is offered."""
+        return None
+
+    @property
+    def canonical(self) -> bool:
+        """Whether observed and expected information agree for every response."""
+        return False
+
+    def phi_start(self) -> tuple[float, ...]:
+        return (1.0,) * len(self.phi_names)
+
+    def derivatives(
+        self, y: Array, eta: Array, weights: Array, phi: Array
+    ) -> tuple[Array, Array, Array]:
+        """Kernel, its first derivative and minus its second derivative in eta, per row."""
+
+        def first(e: Array) -> tuple[Array, Array]:
+            return jax.jvp(lambda x: self.kernel(y, x, weights, phi), (e,), (jnp.ones_like(e),))
+
+        (value, score), (_, second) = jax.jvp(first, (eta,), (jnp.ones_like(eta),))
+        return value, score, -second
+
+    # host-side pieces used around the fit -------------------------------------------------------
+    def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
+        """Raise `DataError` for responses the family cannot have; return notes for the user."""
+        return []
+
+    def mustart(self, y: Array, weights: Array) -> Array:
+        """R's `mustart`: means inside the family's range to start from."""
+        return y
+
+    def variance(self, mu: Array, phi: Array) -> Array:
+        """Variance function V(mu) of a response with weight one."""
+        raise NotImplementedError(f"family {self.name} has no variance function")
+
+    def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
+        """Squared deviance residuals, weights included."""
+        raise NotImplementedError(f"family {self.name} has no deviance residuals")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.link.name})"
+
+
+def _first_bad(bad: np.ndarray, labels: Any) -> str:
+    where = int(np.flatnonzero(bad)[0])
+    return f"row {labels[where]}"
+
+
+@dataclass(frozen=True)
+class Binomial(Family):
+    """Binomial proportions y with `weights` trials; y in {0, 1} for binary data.
+
+    Links: logit, probit, cloglog, cauchit, log, or any `Link` into (0, 1).
+    """
+
+    link: Link = links.logit
+    name: ClassVar[str] = "binomial"
+    default_hessian: ClassVar[str] = "expected"
+    links_offered: ClassVar[tuple[str, ...]] = ("logit", "probit", "cloglog", "cauchit", "log")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "link", _offered(self.link, self))
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        if self.link is links.logit:
+            return weights * (y * eta - links.softplus(eta))
+        log_mu, log1m_mu = self.link.log_mu(eta), self.link.log1m_mu(eta)
+        return weights * (_product(y, log_mu) + _product(1.0 - y, log1m_mu))
+
+    def constant(self, y: Array, weights: Array) -> Array:
+        successes = weights * y
+        return gammaln(weights + 1.0) - gammaln(successes + 1.0) - gammaln(weights - successes + 1.0)
+
+    @property
+    def canonical(self) -> bool:
+        return self.link is links.logit
+
+    def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
+        if self.link is links.logit:
+            mu = jax.nn.sigmoid(eta)
+            return weights * mu * (1.0 - mu)
+        # mu'^2 / (mu (1 - mu)) on the log scale: both logarithms stay finite where mu rounds to 0 or 1
+        ones = jnp.ones_like(eta)
+        log_mu, slope = jax.jvp(self.link.log_mu, (eta,), (ones,))
+        log1m_mu = self.link.log1m_mu(eta)
+        return weights * slope * slope * jnp.exp(log_mu - log1m_mu)
+
+    def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
+        bad = (y < 0.0) | (y > 1.0)
+        if bad.any():
+            raise DataError(
+                f"response {name} has {y[bad][0]:g} ({_first_bad(bad, labels)}), outside [0, 1]: binomial "
+                "responses are 0/1, a two-level factor, cbind(successes, failures) or a proportion with "
+                "weights = trials"
+            )
+        trials = np.ones_like(y) if weights is None else weights
+        successes = y * trials
+        off = np.abs(successes - np.rint(successes)) > 1e-6 * np.maximum(1.0, trials)
+        if off.any():
+            if weights is None:
+                raise DataError(
+                    f"response {name} has proportions such as {y[off][0]:g} ({_first_bad(off, labels)}) but no "
+                    "numbers of trials: give them by weights=, or use cbind(successes, failures)"
+                )
+            return [
+                f"{int(off.sum())} rows have a non-integer number of successes (first: {_first_bad(off, labels)}); "
+                "the log density is continued to non-integers by gamma functions"
+            ]
+        return []
+
+    def mustart(self, y: Array, weights: Array) -> Array:
+        return (weights * y + 0.5) / (weights + 1.0)
+
+    def variance(self, mu: Array, phi: Array) -> Array:
+        return mu * (1.0 - mu)
+
+    def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
+        fit = xlogy(y, mu) + jax.scipy.special.xlog1py(1.0 - y, -mu)
+        full = xlogy(y, y) + jax.scipy.special.xlog1py(1.0 - y, -y)
+        return 2.0 * weights * (full - fit)
+
+
+def _check_counts(y: np.ndarray, name: str, labels: Any, family: str) -> None:
+    bad = y < 0.0
+    if bad.any():
+        raise DataError(
+            f"response {name} has {y[bad][0]:g} ({_first_bad(bad, labels)}): a {family} response cannot be negative"
+        )
+    bad = np.abs(y - np.rint(y)) > 1e-7 * np.maximum(1.0, y)
+    if bad.any():
+        raise DataError(
+            f"response {name} has {y[bad][0]:g} ({_first_bad(bad, labels)}): a {family} response must be a count; "
+            "model rates with counts and offset(log(exposure))"
+        )
+
+
+@dataclass(frozen=True)
+class Poisson(Family):
+    """Poisson counts. Links: log, sqrt, identity, or any `Link` into (0, inf)."""
+
+    link: Link = links.log
+    name: ClassVar[str] = "poisson"
+    default_hessian: ClassVar[str] = "expected"
+    links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "link", _offered(self.link, self))
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        mu = self.link.inverse(eta)
+        if self.link is links.log:
+            return weights * (y * eta - mu)
+        # a mean outside (0, inf) has density 0: PIRLS then halves its step
+        value = weights * (_product(y, self.link.log_mu(eta)) - mu)
+        return jnp.where(mu >= 0.0, value, -jnp.inf)
+
+    def constant(self, y: Array, weights: Array) -> Array:
+        return -weights * gammaln(y + 1.0)
+
+    @property
+    def canonical(self) -> bool:
+        return self.link is links.log
+
+    def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
+        if self.link is links.log:
+            return weights * self.link.inverse(eta)
+        if self.link is links.sqrt:
+            return 4.0 * weights
+        mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
+        return weights * slope * slope / mu
+
+    def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
+        _check_counts(y, name, labels, "Poisson")
+        return []
+
+    def mustart(self, y: Array, weights: Array) -> Array:
+        return y + 0.1
+
+    def variance(self, mu: Array, phi: Array) -> Array:
+        return mu
+
+    def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
+        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y - mu))
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Family):
+    """NB2 counts, Var = mu + mu^2 / theta, with `theta` fixed (MASS::negative.binomial(theta)).
+
+    Args:
+        theta: the shape, > 0.
+        link: log (default), sqrt, identity or any `Link` into (0, inf).
+    """
+
+    theta: float = 1.0
+    link: Link = links.log
+    name: ClassVar[str] = "negative.binomial"
+    links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
+
+    def __init__(self, theta: float, link: str | Link = "log") -> None:
+        if not theta > 0.0:
+            raise ValueError(f"negative binomial theta must be > 0, got {theta!r}")
+        object.__setattr__(self, "theta", float(theta))
+        object.__setattr__(self, "link", _offered(link, self))
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        log_mu = self.link.log_mu(eta)
+        # log(mu / (mu + theta)) and log(theta / (mu + theta)) through t = log mu - log theta
+        t = log_mu - jnp.log(self.theta)
+        return weights * (_product(y, t) - (y + self.theta) * links.softplus(t))
+
+    def constant(self, y: Array, weights: Array) -> Array:
+        theta = self.theta
+        return weights * (gammaln(y + theta) - gammaln(theta) - gammaln(y + 1.0))
+
+    def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
+        mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
+        return weights * slope * slope / (mu + mu * mu / self.theta)
+
+    def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
+        _check_counts(y, name, labels, "negative binomial")
+        return []
+
+    def mustart(self, y: Array, weights: Array) -> Array:
+        return y + jnp.where(y == 0.0, 1.0 / 6.0, 0.0)
+
+    def variance(self, mu: Array, phi: Array) -> Array:
+        return mu + mu * mu / self.theta
+
+    def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
+        theta = self.theta
+        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y + theta) * jnp.log((y + theta) / (mu + theta)))
+
+    def __str__(self) -> str:
+        return f"negative.binomial({self.theta:g}) ({self.link.name})"
+
+
+@dataclass(frozen=True)
+class Custom(Family):
+    """A user's family: a log density, and nothing else.
+
+    Args:
+        logpdf: ``logpdf(y, eta, aux)`` -> log density per row, written with jax.numpy. `aux` is a dict
+            of the parameters below and ``aux["weights"]`` (trials or prior weights, ones by default),
+            which `logpdf` applies itself.
+        link: name or `Link`; used for fitted values and `predict(type="response")` only.
+        aux: name -> starting value of each extra *positive* parameter, estimated jointly on the log
+            scale. For a parameter on the whole line write ``jnp.log(aux["k"])`` in `logpdf`.
+
+    The Laplace approximation uses the observed information, found by differentiation.
+    """
+
+    logpdf: Callable[[Array, Array, Mapping[str, Array]], Array]
+    link: Link
+    aux: tuple[tuple[str, float], ...]
+    name: ClassVar[str] = "custom"
+
+    def __init__(
+        self,
+        logpdf: Callable[[Array, Array, Mapping[str, Array]], Array],
+        link: str | Link = "identity",
+        aux: Mapping[str, float] | None = None,
+    ) -> None:
+        items = tuple((str(k), float(v)) for k, v in (aux or {}).items())
+        for key, value in items:
+            if not value > 0.0 or not np.isfinite(value):
+                raise ValueError(
+                    f"aux[{key!r}] must start at a positive number, got {value!r}: extra parameters are estimated "
+                    "on the log scale; for one on the whole line use jnp.log(aux[...]) in logpdf"
+                )
+            if key == "weights":
+                raise ValueError("aux['weights'] is filled with the prior weights; choose another name")
+        object.__setattr__(self, "logpdf", logpdf)
+        object.__setattr__(self, "link", links.get(link))
+        object.__setattr__(self, "aux", items)
+
+    @property
+    def phi_names(self) -> tuple[str, ...]:
+        return tuple(k for k, _ in self.aux)
+
+    def phi_start(self) -> tuple[float, ...]:
+        return tuple(v for _, v in self.aux)
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        aux = {name: phi[i] for i, name in enumerate(self.phi_names)}
+        return self.logpdf(y, eta, {**aux, "weights": weights})
+
+
+def _offered(link: str | Link, family: Family) -> Link:
+    if isinstance(link, Link):
+        return link
+    if link not in links.LINKS or link not in family.links_offered:
+        raise ValueError(
+            f"link {link!r} is not available for the {family.name} family; it offers "
+            f"{', '.join(family.links_offered)}, or any gj.Link object"
+        )
+    return links.LINKS[link]
+
+
+_QUASI = (
+    "quasi families have no likelihood and cannot be fitted by Laplace or quadrature; for overdispersion use an "
+    'observation-level random effect "(1 | obs)", or the beta-binomial or negative binomial families'
+)
+_NAMES: dict[str, Callable[..., Family]] = {"binomial": Binomial, "poisson": Poisson}
+_ALIASES = {"bernoulli": "binomial"}
+
+
+def get(family: str | Family, link: str | Link | None = None) -> Family:
+    """Family object from R's spelling: ``"binomial"``, ``"binomial(probit)"``, ``"poisson(link = 'sqrt')"``,
+    ``"negative.binomial(2)"`` (theta fixed), or a `Family`.
+
+    Raises:
+        ValueError: unknown family or link; the message lists what there is.
+    """
+    if isinstance(family, Family):
+        if link is not None:
+            raise ValueError("give the link inside the family object, not twice")
+        return family
+    if not isinstance(family, str):
+        raise ValueError(f"family must be a name or a gj.families object, got {type(family).__name__}")
+    match = re.fullmatch(r"\s*(?:MASS::)?([A-Za-z][\w.]*)\s*(?:\((.*)\))?\s*", family)
+    name: ClassVar[str] = match.group(1) if match else family
+    arguments = [a.strip() for a in (match.group(2) or "").split(",")] if match else []
+    arguments = [a for a in arguments if a]
+    if name.lower().startswith("quasi"):
+        raise ValueError(_QUASI)
+    key = _ALIASES.get(name.lower(), name.lower())
+    theta: float | None = None
+    for argument in arguments:
+        label, _, value = argument.rpartition("=")
+        value = value.strip().strip("'\"")
+        try:
+            theta = float(value)
+        except ValueError:
+            if label.strip() not in ("", "link"):
+                raise ValueError(f"family {family!r}: unknown argument {label.strip()!r}") from None
+            link = value
+    if key in ("negative.binomial", "negative_binomial", "nbinom2"):
+        if theta is None:
+            raise ValueError(
+                f"{family!r}: estimating theta is not available yet; give it, e.g. 'negative.binomial(2)' or "
+                "gj.families.NegativeBinomial(theta=2.0)"
+            )
+        return NegativeBinomial(theta, link or "log")
+    if key not in _NAMES or theta is not None:
+        raise ValueError(
+            f"unknown family {family!r}; available: {', '.join(_NAMES)}, negative.binomial(theta), "
+            "or gj.families.Custom(logpdf, link, aux)"
+        )
+    return _NAMES[key]() if link is None else _NAMES[key](link=link)
