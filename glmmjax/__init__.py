@@ -1,0 +1,79 @@
+"""Differentiable generalised linear mixed models in JAX.
+
+    import glmmjax as gj
+    m = gj.glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", gj.datasets.load("cbpp"))
+    print(m.summary())
+
+Names are imported when first used, so that ``import glmmjax`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import datasets as datasets
+    from . import families as families
+    from . import links as links
+    from ._control import Control as Control
+    from ._covariance import Diagonal as Diagonal
+    from ._covariance import Unstructured as Unstructured
+    from ._design import Design as Design
+    from ._design import design_arrays as design_arrays
+    from ._errors import DataError as DataError
+    from ._errors import FormulaError as FormulaError
+    from ._glmer import ConvergenceWarning as ConvergenceWarning
+    from ._glmer import design as design
+    from ._glmer import glmer as glmer
+    from ._objective import laplace_deviance as laplace_deviance
+    from ._parse import parse as parse
+    from ._parse import update as update_formula
+    from ._pirls import pirls as pirls
+    from .links import Link as Link
+    from .results import MixedModel as MixedModel
+    from .results import VarCorr as VarCorr
+
+#: public name -> (module, name there); None for the module itself
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "glmer": ("_glmer", "glmer"),
+    "design": ("_glmer", "design"),
+    "design_arrays": ("_design", "design_arrays"),
+    "laplace_deviance": ("_objective", "laplace_deviance"),
+    "pirls": ("_pirls", "pirls"),
+    "Control": ("_control", "Control"),
+    "Design": ("_design", "Design"),
+    "Unstructured": ("_covariance", "Unstructured"),
+    "Diagonal": ("_covariance", "Diagonal"),
+    "Link": ("links", "Link"),
+    "MixedModel": ("results", "MixedModel"),
+    "VarCorr": ("results", "VarCorr"),
+    "FormulaError": ("_errors", "FormulaError"),
+    "DataError": ("_errors", "DataError"),
+    "ConvergenceWarning": ("_glmer", "ConvergenceWarning"),
+    "parse": ("_parse", "parse"),
+    "update_formula": ("_parse", "update"),
+    "datasets": ("datasets", None),
+    "families": ("families", None),
+    "links": ("links", None),
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("glmmjax")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'glmmjax' has no attribute {name!r}")
+    module_name, attribute = _PUBLIC[name]
+    module = importlib.import_module(f".{module_name}", __name__)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

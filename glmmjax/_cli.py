@@ -1,0 +1,283 @@
+"""The command line `glmmjax`: fit a model to a file or to a bundled data set.
+
+Exit status 0, or 2 with one line on standard error where the input is at fault. Everything heavy is imported
+inside the functions, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CSV = (".csv", ".csv.gz")
+_PARQUET = (".parquet", ".pq")
+
+_FIT_HELP = """\
+FORMULA is R's, as lme4 reads it: "y ~ x + (1 | group)", "cbind(successes, failures) ~ x + (x | group)".
+DATA is a file (.csv, .csv.gz, .parquet) or the name of a bundled data set (see `glmmjax datasets`).
+Integer columns of a CSV file stay numbers: write factor(x) in the formula to use x as a factor
+(grouping factors, right of |, need no factor())."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Print the installed version; looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("glmmjax")
+        except PackageNotFoundError:
+            found = "(not installed)"
+        print(f"glmmjax {found}")
+        parser.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="glmmjax", description="Mixed models in JAX, with lme4's formula language.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    fit = commands.add_parser(
+        "fit",
+        help="fit a model and print its summary",
+        description=_FIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    fit.add_argument("formula", metavar="FORMULA", help="model formula, in quotes")
+    fit.add_argument("data", metavar="DATA", help="CSV or Parquet file, or a bundled data set")
+    fit.add_argument(
+        "--family",
+        help='family of the response, as R writes it: binomial, poisson, gaussian, "Gamma(log)", ... '
+        "(default: binomial; gaussian with --REML)",
+    )
+    fit.add_argument("--link", help="link function, such as probit or log (default: the family's)")
+    fit.add_argument(
+        "--nAGQ",
+        type=int,
+        default=None,
+        metavar="N",
+        help="quadrature points per random effect; 1: Laplace approximation (default), 0: faster and rougher",
+    )
+    fit.add_argument(
+        "--REML", action="store_true", help="restricted maximum likelihood (gaussian, identity link)"
+    )
+    fit.add_argument("--weights", metavar="COL", help="column of prior weights (trials, for proportions)")
+    fit.add_argument("--offset", metavar="COL", help="column added to the linear predictor")
+    fit.add_argument("--json", action="store_true", help="print one JSON object instead of the summary")
+    fit.set_defaults(run=_fit)
+
+    sets = commands.add_parser(
+        "datasets",
+        help="list the bundled data sets",
+        description="List the bundled data sets.",
+        allow_abbrev=False,
+    )
+    sets.set_defaults(run=_datasets)
+    return parser
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read(data: str) -> pd.DataFrame:
+    """A file by its ending, else a bundled data set by its name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: neither a known ending nor a bundled data set, or a file that cannot be read.
+    """
+    lower = data.lower()
+    if not lower.endswith(_CSV + _PARQUET):
+        if Path(data).name != data or Path(data).suffix or Path(data).exists():
+            kind = "is not a file that can be read" if Path(data).exists() else "does not exist"
+            raise ValueError(
+                f"{data} {kind}: DATA ends in {', '.join(_CSV + _PARQUET)}, or is a bundled data set"
+            )
+        from glmmjax import datasets
+
+        return datasets.load(data)
+    if not Path(data).exists():
+        raise FileNotFoundError(f"no such file: {data}")
+    import pandas as pd
+
+    if lower.endswith(_CSV):
+        try:
+            return pd.read_csv(data)
+        except (ValueError, OSError, EOFError) as error:  # parsing, encoding, compression
+            raise ValueError(f"{data} cannot be read as CSV: {error}") from error
+    try:
+        return pd.read_parquet(data)
+    except ImportError:
+        raise ValueError("reading Parquet needs pyarrow: python -m pip install 'glmmjax[parquet]'") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{data} cannot be read as Parquet: {error}") from error
+
+
+def _family(args: argparse.Namespace) -> str:
+    family = args.family if args.family is not None else "gaussian" if args.REML else "binomial"
+    if args.link is not None:
+        if "(" in family:
+            raise ValueError(f"the link is given twice: --family {family} and --link {args.link}")
+        family = f"{family}({args.link})"
+    if args.REML and family.replace(" ", "").lower() not in ("gaussian", "gaussian()", "gaussian(identity)"):
+        raise ValueError(f"--REML is for the gaussian family with identity link, not {family}")
+    if args.REML and args.nAGQ is not None:
+        raise ValueError("--nAGQ does not apply with --REML: a linear mixed model needs no quadrature")
+    return str(family)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    family = _family(args)
+    data = _read(args.data)
+    for option in ("weights", "offset"):
+        column = getattr(args, option)
+        if column is not None and column not in data.columns:
+            have = ", ".join(map(str, data.columns))
+            raise ValueError(f"--{option}: {args.data} has no column {column!r}; it has {have}")
+
+    import glmmjax as gj
+
+    common = {"weights": args.weights, "offset": args.offset}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if args.REML:
+            model = gj.lmer(args.formula, data, REML=True, **common)
+        else:
+            nAGQ = 1 if args.nAGQ is None else args.nAGQ
+            model = gj.glmer(args.formula, data, family=family, nAGQ=nAGQ, **common)
+        report = None if args.json else str(model.summary())
+        # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
+        messages = list(
+            dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category))
+        )
+        record = _record(model, args, family, messages) if args.json else None
+    if record is not None:
+        print(json.dumps(record, indent=2, allow_nan=False))
+        return
+    print(report)
+    for message in messages:
+        print(f"glmmjax: warning: {message}", file=sys.stderr)
+
+
+def _concerns_user(category: type[Warning]) -> bool:
+    return not issubclass(
+        category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
+    )
+
+
+def _number(x: Any) -> float | None:
+    """A float for JSON; None where there is no finite number (JSON has no NaN)."""
+    value = float(x)
+    return value if math.isfinite(value) else None
+
+
+def _numbers(values: Iterable[Any]) -> list[float | None]:
+    return [_number(x) for x in values]
+
+
+def _text(x: Any) -> str | None:
+    """A string for JSON; None for the missing second variable of a variance row."""
+    return x if isinstance(x, str) else None
+
+
+def _split_family(model: Any, family: str) -> tuple[str, str | None]:
+    """Family and link, from the fitted model where it tells them, else as they were asked for."""
+    name, _, rest = family.replace(" ", "").partition("(")
+    link: str | None = rest.rstrip(")").strip("'\"") or None
+    fitted = getattr(model, "family", None)
+    if isinstance(fitted, str):
+        return _split_family(None, fitted)
+    fitted_link = getattr(fitted, "link", None)
+    fitted_name = getattr(fitted, "name", None)
+    if not isinstance(fitted_link, str):
+        fitted_link = getattr(fitted_link, "name", None)
+    return (fitted_name if isinstance(fitted_name, str) else name), (fitted_link or link)
+
+
+def _record(model: Any, args: argparse.Namespace, family: str, messages: list[str]) -> dict[str, Any]:
+    """Everything that `--json` prints. Numbers without a finite value are null."""
+    name, link = _split_family(model, family)
+    p_values = getattr(model, "pvalues", None)  # a REML fit may have none
+    terms = [str(term) for term in model.fixef.index]
+    columns = [model.fixef, model.bse, model.zvalues, p_values]
+    estimates = [_numbers(c) if c is not None else [None] * len(terms) for c in columns]
+    variances = model.VarCorr().to_frame()
+    return {
+        "formula": args.formula,
+        "family": name,
+        "link": link,
+        "nAGQ": None if args.REML else 1 if args.nAGQ is None else args.nAGQ,
+        "REML": args.REML,
+        "logLik": _number(model.loglik),
+        "AIC": _number(model.aic),
+        "BIC": _number(model.bic),
+        "objective": _number(model.objective),
+        "fixef": [
+            {"term": term, "estimate": b, "std_error": se, "statistic": z, "p_value": p}
+            for term, b, se, z, p in zip(terms, *estimates, strict=True)
+        ],
+        "VarCorr": [
+            {
+                "grp": _text(row.grp),
+                "var1": _text(row.var1),
+                "var2": _text(row.var2),
+                "vcov": _number(row.vcov),
+                "sdcor": _number(row.sdcor),
+            }
+            for row in variances.itertuples(index=False)
+        ],
+        "theta": _numbers(model.theta),
+        "ngrps": {str(group): int(n) for group, n in dict(model.ngrps).items()},
+        "nobs": int(model.nobs),
+        "converged": bool(model.converged),
+        "singular": bool(model.is_singular),
+        "evaluations": int(model.fit_stats.evaluations),
+        "messages": messages,
+    }
+
+
+def _datasets(args: argparse.Namespace) -> None:
+    from glmmjax import datasets
+
+    infos = [datasets.describe(name) for name in datasets.names()]
+    width = max(len(info.name) for info in infos)
+    print(f"{'name':<{width}}  {'rows':>5}  columns  what")
+    for info in infos:
+        print(f"{info.name:<{width}}  {info.rows:>5}  {len(info.columns):>7}  {info.title}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line with `argv` (default: the process's arguments); returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError) as error:  # FormulaError and DataError are ValueErrors
+        print(f"glmmjax: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

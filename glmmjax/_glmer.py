@@ -1,0 +1,277 @@
+"""`glmer`: from a formula and a table to a fitted model; `design`, the same without the fit."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._control import Control, as_control, unknown_argument
+from ._covariance import Unstructured
+from ._design import Design, design_arrays
+from ._errors import DataError
+from ._fit import Estimates, estimate
+from ._frame import ModelData, build
+from ._objective import resolve_hessian
+from ._precision import persistent_cache, x64
+from .families import Family
+from .families import get as get_family
+from .results import MixedModel, ModelSpec
+
+if TYPE_CHECKING:
+    from ._parse import Formula
+
+
+class ConvergenceWarning(UserWarning):
+    """The fit did not converge, is singular, or its coefficients run off."""
+
+
+def glmer(
+    formula: str | Formula,
+    data: Any,
+    family: str | Family = "binomial",
+    nAGQ: int = 1,
+    weights: Any = None,
+    offset: Any = None,
+    hessian: str | None = None,
+    start: dict[str, Any] | None = None,
+    control: Control | dict[str, Any] | None = None,
+    contrasts: dict[str, Any] | None = None,
+    subset: Any = None,
+    na: str = "drop",
+    verbose: Any = False,
+    **unknown: Any,
+) -> MixedModel:
+    """Fit a generalised linear mixed model by maximum likelihood.
+
+    Args:
+        formula: R's, with lme4's bars: ``"cbind(s, f) ~ x + (1 | g)"``, ``"y ~ x + (x | a) + (1 | b/c)"``.
+        data: pandas DataFrame, anything with ``to_pandas()``, dict of arrays, or structured array.
+        family: as R writes it ("binomial", "binomial(probit)", "poisson(sqrt)", "negative.binomial(2)")
+            or an object from `glmmjax.families`.
+        nAGQ: 1 for the Laplace approximation; 0 finds beta inside PIRLS (faster, rougher).
+        weights: column name, array or Series; trials for binomial proportions, else prior weights that
+            multiply the log density. Rows of weight 0 are dropped.
+        offset: column name, array or Series, added to the linear predictor (and to ``offset()`` terms).
+        hessian: "expected" (lme4's Laplace), "observed" (glmmTMB's), or None for the family's default.
+        start: any of "theta" (n_theta,), "beta" or "fixef" (p,), "phi" (n_phi,).
+        control: `Control` or dict of its settings.
+        contrasts: column -> "treatment", "sum", "helmert", "poly", "sas", or a matrix.
+        subset: boolean array or a condition such as ``"period != '4'"``.
+        na: "drop" rows with missing values (counted in the summary), or "error".
+        verbose: True prints evaluations; a callable receives (evaluation, deviance, parameters).
+
+    Returns:
+        `MixedModel`.
+
+    Raises:
+        FormulaError, DataError: bad input, one sentence with the remedy. TypeError: unknown arguments.
+
+    Source: Bates, Maechler, Bolker & Walker 2015, J. Stat. Softw. 67(1); derivatives by the implicit
+    function theorem.
+    """
+    _refuse(unknown)
+    control = as_control(control)
+    family = get_family(family)
+    nAGQ = _check_nAGQ(nAGQ)
+    kind = resolve_hessian(hessian, family)
+    arguments = {
+        "weights": weights,
+        "offset": offset,
+        "contrasts": contrasts,
+        "subset": subset,
+        "na": na,
+        "start": start,
+        "hessian": hessian,
+        "data": data,
+    }
+    frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
+    made, notes = make_design(frame, family)
+    _rank_message(frame, control)
+    spec = ModelSpec(
+        str(frame.formula),
+        family,
+        nAGQ,
+        kind,
+        control,
+        weights if isinstance(weights, str) else None,
+        offset if isinstance(offset, str) else None,
+        "",
+        arguments,
+    )
+    if notes:
+        frame = replace(frame, notes=(*frame.notes, *notes))
+    with persistent_cache():
+        return _fit(spec, frame, made, _check_start(start, made, family), verbose)
+
+
+_LATER = {
+    "REML": "glmer fits by maximum likelihood",
+    "nagq": "write nAGQ=",
+    "ziformula": "zero-inflation is not available yet",
+    "dispformula": "dispersion formulas are not available yet",
+}
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        if name in _LATER:
+            raise TypeError(f"glmer has no argument {name!r}: {_LATER[name]}")
+        known = [p for p in inspect.signature(glmer).parameters if p != "unknown"]
+        raise unknown_argument(name, known, "glmer")
+
+
+def _check_nAGQ(nAGQ: int) -> int:
+    if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
+        raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
+    if nAGQ > 1:
+        raise ValueError(f"nAGQ = {nAGQ}: adaptive Gauss-Hermite quadrature is not available yet; use nAGQ = 1 or 0")
+    return int(nAGQ)
+
+
+def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
+    """Design of a model frame, the response checked against the family; and notes for the user."""
+    y, weights = frame.y, frame.weights
+    assert y is not None
+    if frame.trials is not None:
+        weights = frame.trials if weights is None else weights * frame.trials
+    if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
+        what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
+        raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
+    notes = family.check_response(y, weights, frame.response_name, frame.row_index)
+    n = y.shape[0]
+    for term in frame.terms:
+        q = len(term.levels) * len(term.names)
+        if q > n:
+            raise DataError(
+                f"the term ({' + '.join(term.names)} | {term.group}) has {q} random effects for {n} rows: its "
+                "covariance cannot be estimated; drop columns from it or use a factor with fewer levels"
+            )
+    terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
+    names = [t.group for t in frame.terms]
+    return design_arrays(y, frame.X, terms, weights=weights, offset=frame.offset, names=names), list(notes)
+
+
+def _rank_message(frame: ModelData, control: Control) -> None:
+    if not frame.dropped or control.check_rank in ("message", "silent"):
+        return
+    text = f"the fixed-effects columns are linearly dependent; dropped {', '.join(frame.dropped)}"
+    if control.check_rank == "error":
+        raise DataError(f"{text}: remove them from the formula")
+    warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _check_start(start: dict[str, Any] | None, made: Design, family: Family) -> dict[str, np.ndarray] | None:
+    if start is None:
+        return None
+    sizes = {"theta": made.n_theta, "beta": made.p, "phi": len(family.phi_names)}
+    out = {}
+    for name, value in start.items():
+        key = "beta" if name == "fixef" else name
+        if key not in sizes:
+            raise unknown_argument(name, [*sizes, "fixef"], "start")
+        array = np.asarray(value, float).reshape(-1)
+        if array.size != sizes[key]:
+            raise ValueError(f"start[{name!r}] has {array.size} values, the model needs {sizes[key]}")
+        if not np.isfinite(array).all() or (key == "phi" and (array <= 0).any()):
+            raise ValueError(f"start[{name!r}] must be finite{' and positive' if key == 'phi' else ''}")
+        out[key] = array
+    return out
+
+
+def _fit(
+    spec: ModelSpec, frame: ModelData, made: Design, start: dict[str, np.ndarray] | None, verbose: Any
+) -> MixedModel:
+    control = spec.control
+    with x64():
+        estimates = estimate(
+            made,
+            spec.family,
+            spec.nAGQ,
+            spec.hessian,
+            start,
+            control.tol,
+            control.max_evaluations,
+            control.optimizer,
+            control.exact,
+            verbose,
+        )
+    model = MixedModel(spec, frame, made, estimates)
+    _speak(model, control, estimates)
+    return model
+
+
+def _speak(model: MixedModel, control: Control, estimates: Estimates) -> None:
+    from ._summary import convergence_problems, singular_sentence
+
+    problems = convergence_problems(model)
+    if problems and control.check_grad != "ignore":
+        if control.check_grad == "error":
+            raise RuntimeError(problems[0])
+        for text in problems:
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
+    singular = singular_sentence(model)
+    if singular and control.check_singular != "ignore":
+        if control.check_singular == "error":
+            raise RuntimeError(singular)
+        warnings.warn(singular, ConvergenceWarning, stacklevel=4)
+
+
+def refit(model: MixedModel, newresp: Any, warn: bool = True) -> MixedModel:
+    """See `MixedModel.refit`."""
+    spec, frame, made = model._spec, model._data, model._design
+    y = np.asarray(newresp, dtype=float).reshape(-1)
+    if y.size == frame.keep.size and y.size != frame.nobs:
+        y = y[frame.keep]
+    if y.size != frame.nobs:
+        raise DataError(f"the new response has {y.size} values, the fit has {frame.nobs} rows")
+    if not np.isfinite(y).all():
+        raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
+    spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
+    return _fit(spec, replace(frame, y=y), replace(made, y=np.ascontiguousarray(y)), None, False)
+
+
+def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
+    """See `MixedModel.update`."""
+    from ._parse import update as update_formula
+
+    spec = model._spec
+    arguments = dict(spec.arguments)
+    arguments.pop("start")
+    known = [*inspect.signature(glmer).parameters]
+    for name in changes:
+        if name not in known:
+            raise unknown_argument(name, known, "update")
+    data = changes.pop("data", arguments.pop("data"))
+    settings = {"family": spec.family, "nAGQ": spec.nAGQ, "control": spec.control, **arguments, **changes}
+    if "family" in changes and "hessian" not in changes:
+        settings["hessian"] = None
+    new = spec.formula if formula is None else str(update_formula(spec.formula, formula))
+    return glmer(new, data, **settings)
+
+
+def design(
+    formula: str | Formula,
+    data: Any,
+    weights: Any = None,
+    offset: Any = None,
+    contrasts: dict[str, Any] | None = None,
+    subset: Any = None,
+    na: str = "drop",
+) -> Design:
+    """The arrays of a model, for the pure functions.
+
+    Arguments as `glmer`. Returns a `Design` with NumPy float64 leaves; binomial proportions are in y
+    and trials in weights.
+    """
+    frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
+    assert frame.y is not None
+    weights = frame.weights
+    if frame.trials is not None:
+        weights = frame.trials if weights is None else weights * frame.trials
+    terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
+    names = [t.group for t in frame.terms]
+    return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)

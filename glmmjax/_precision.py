@@ -1,0 +1,70 @@
+"""64-bit context and compilation cache of the high-level functions; no global setting is left changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def x64() -> Any:
+    """Context in which JAX computes in float64."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # older JAX
+
+    return enable_x64()
+
+
+def cache_directory() -> Path | None:
+    """Where compiled programs are kept: $GLMMJAX_CACHE, or the user's cache directory; None if "off"."""
+    chosen = os.environ.get("GLMMJAX_CACHE")
+    if chosen is not None:
+        return None if chosen.lower() in ("", "0", "off", "none", "false") else Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "glmmjax"
+
+
+_SETTINGS = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    # the default also caches XLA autotuning files under a path that enters the key on some versions
+    "jax_persistent_cache_enable_xla_caches": "none",
+}
+
+
+@contextlib.contextmanager
+def persistent_cache() -> Iterator[None]:
+    """Keep programs compiled inside this context on disk, unless the user configured a cache.
+
+    A directory that cannot be written is passed over: the fit then compiles as usual.
+    """
+    directory = None if jax.config.jax_compilation_cache_dir else cache_directory()
+    if directory is not None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(directory, os.W_OK):
+                directory = None
+        except OSError:
+            directory = None
+    if directory is None:
+        yield
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    wanted = {**_SETTINGS, "jax_compilation_cache_dir": str(directory)}
+    before = {name: getattr(jax.config, name) for name in wanted}
+    compilation_cache.reset_cache()
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

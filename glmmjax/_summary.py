@@ -1,0 +1,318 @@
+"""Text and HTML of a fitted model, in lme4's layout."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .results import MixedModel, VarCorr
+
+WIDTH = 80
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] if text else text
+
+
+def convergence_problems(model: MixedModel) -> list[str]:
+    """Sentences about a fit that did not converge or runs off; empty if there is nothing to say."""
+    out = []
+    stats = model.fit_stats
+    if not model.converged:
+        out.append(
+            f"the fit did not converge ({stats.message}; expected further decrease of the deviance "
+            f"{stats.decrement:.2g}): try other start values, or Control(optimizer='newton')"
+        )
+    separated = separated_columns(model)
+    if separated:
+        out.append(
+            f"the response looks separated: the coefficient{'s' if len(separated) > 1 else ''} of "
+            f"{', '.join(separated)} run{'' if len(separated) > 1 else 's'} off (very large with a still larger "
+            "standard error); drop the column, merge levels, or collect more data"
+        )
+    return out
+
+
+def separated_columns(model: MixedModel) -> list[str]:
+    """Fixed effects that run off: they move eta by more than 10 over the data and have a larger standard error."""
+    if model.family.name not in ("binomial", "poisson", "negative.binomial"):
+        return []
+    X = np.asarray(model._design.X)
+    spread = np.abs(X).max(axis=0, initial=0.0)
+    beta = np.abs(model.beta) * spread
+    with np.errstate(invalid="ignore"):
+        se = model.bse.to_numpy() * spread
+    off = (beta > 10.0) & ~(se < beta)
+    return [name for name, bad in zip(model._data.x_names, off, strict=True) if bad]
+
+
+def singular_sentence(model: MixedModel) -> str:
+    """Which terms are singular, and what to do; empty if none is."""
+    terms = model.singular_terms
+    if not terms:
+        return ""
+    return (
+        f"the fit is singular: the covariance of {', '.join(terms)} is on the boundary (a variance of 0 or a "
+        "correlation of +-1); consider a simpler term"
+    )
+
+
+def messages(model: MixedModel) -> list[str]:
+    """Notes about the data, then warnings about the fit."""
+    singular = singular_sentence(model)
+    few = [f"{g} ({m})" for g, m in model.ngrps.items() if m < 5]
+    notes = list(model._data.notes)
+    if model._data.response_levels is not None:
+        failure, success = model._data.response_levels
+        notes.append(f"response {model._data.response_name}: modelling the probability of {success!r} (0 is {failure!r})")
+    if few:
+        notes.append(f"fewer than 5 levels, variances are poorly determined: {', '.join(few)}")
+    return notes + convergence_problems(model) + ([singular] if singular else [])
+
+
+def verdict(model: MixedModel) -> str:
+    """One sentence on convergence."""
+    stats = model.fit_stats
+    if model.converged:
+        text = (
+            f"Converged in {stats.evaluations} evaluations of deviance and gradient "
+            f"(expected further decrease {stats.decrement:.1e})."
+        )
+        return text if not model.is_singular else text[:-1] + "; the fit is singular."
+    return f"NOT converged: {stats.message} (expected further decrease {stats.decrement:.1e})."
+
+
+def _signif(values: np.ndarray, digits: int) -> list[str]:
+    """R's format(): common decimals so that every value shows `digits` significant ones (at most 15)."""
+    values = np.asarray(values, float)
+    finite = values[np.isfinite(values)]
+    need = 0
+    for v in finite:
+        if v == 0.0:
+            continue
+        text = f"{abs(v):.{digits - 1}e}"
+        mantissa, exponent = text.split("e")
+        significant = len(mantissa.replace(".", "").rstrip("0")) or 1
+        need = max(need, significant - 1 - int(exponent))
+    need = min(max(need, 0), 15)
+    return [f"{v:.{need}f}" if np.isfinite(v) else "NaN" for v in values]
+
+
+def p_text(p: float) -> str:
+    """R's format.pval."""
+    if np.isnan(p):
+        return "NaN"
+    if p < 2e-16:
+        return "<2e-16"
+    return f"{p:.3g}" if p < 1e-3 else f"{p:.5f}".rstrip("0") or "0"
+
+
+def stars(p: float) -> str:
+    """R's significance codes."""
+    for bound, mark in ((0.001, "***"), (0.01, "**"), (0.05, "*"), (0.1, ".")):
+        if p < bound:
+            return mark
+    return ""
+
+
+def _columns(rows: list[list[str]], right: list[bool]) -> list[str]:
+    widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+    return [
+        " ".join(
+            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
+    """Table of random effects: groups, names, (variance,) standard deviation and correlations."""
+    k = max((len(b.names) for b in blocks), default=1)
+    sds = _signif(np.concatenate([b.sd for b in blocks]), 4)
+    variances = _signif(np.concatenate([np.diag(b.cov) for b in blocks]), 4)
+    header = ["Groups", "Name"] + (["Variance"] if variance else []) + ["Std.Dev."]
+    if k > 1:
+        header += ["Corr"] + [""] * (k - 2)
+    rows, i = [header], 0
+    for block in blocks:
+        for j, name in enumerate(block.names):
+            row = [block.group if j == 0 else "", name] + ([variances[i]] if variance else []) + [sds[i]]
+            if k > 1:
+                corr = ["" if c >= j else ("NaN" if np.isnan(r) else f"{r:.2f}") for c, r in enumerate(block.corr[j])]
+                row += (corr + [""] * k)[: k - 1]
+            rows.append(row)
+            i += 1
+    return "\n".join(" " + line for line in _columns(rows, [False, False] + [True] * (len(header) - 2)))
+
+
+_TITLE = {
+    0: "Generalized linear mixed model fit by maximum likelihood (joint PIRLS, nAGQ = 0)",
+    1: "Generalized linear mixed model fit by maximum likelihood (Laplace Approximation)",
+}
+
+
+def header_lines(model: MixedModel) -> list[str]:
+    """Title, family, formula, weights and offset."""
+    link = model.family.link.name
+    out = [_TITLE[model.nAGQ], f" Family: {model.family.name}  ( {link} )", f"Formula: {model.formula}"]
+    if model._spec.hessian != model.family.default_hessian:
+        out.append(f"Curvature: {model._spec.hessian} information")
+    if model._spec.weights_label:
+        out.append(f"Weights: {model._spec.weights_label}")
+    if model._spec.offset_label:
+        out.append(f"Offset: {model._spec.offset_label}")
+    return out
+
+
+def fit_lines(model: MixedModel) -> list[str]:
+    """AIC, BIC, logLik, -2*log(L), df.resid."""
+    names = ["AIC", "BIC", "logLik", "-2*log(L)", "df.resid"]
+    values = [f"{v:.1f}" for v in (model.aic, model.bic, model.loglik, model.objective)] + [str(model.df_resid)]
+    width = [max(len(a), len(b), 8) for a, b in zip(names, values, strict=True)]
+    return [
+        " ".join(n.rjust(w) for n, w in zip(names, width, strict=True)),
+        " ".join(v.rjust(w) for v, w in zip(values, width, strict=True)),
+    ]
+
+
+def group_line(model: MixedModel) -> str:
+    """Number of observations and of levels."""
+    groups = "; ".join(f"{g}, {m}" for g, m in model.ngrps.items())
+    return f"Number of obs: {model.nobs}, groups:  {groups}"
+
+
+def short_text(model: MixedModel) -> str:
+    """What print(m) shows."""
+    lines = [*header_lines(model), *fit_lines(model), "Random effects:", varcorr_text(model.VarCorr(), False)]
+    lines += [group_line(model), "Fixed Effects:"]
+    names = list(model._data.x_names)
+    values = _signif(model.beta, 4)
+    line_names, line_values = "", ""
+    for name, value in zip(names, values, strict=True):
+        w = max(len(name), len(value)) + 2
+        if line_names and len(line_names) + w > WIDTH:
+            lines += [line_names, line_values]
+            line_names, line_values = "", ""
+        line_names += name.rjust(w)
+        line_values += value.rjust(w)
+    lines += [line_names, line_values]
+    if len(model.fitted) and (not model.converged or model.is_singular):
+        lines.append(verdict(model))
+    return "\n".join(lines)
+
+
+def abbreviate(name: str, length: int) -> str:
+    """Shorten as R's abbreviate does: drop lower-case vowels, then lower-case letters, from the end."""
+    chars = list(name)
+    for drop in ("aeiou", "abcdefghijklmnopqrstuvwxyz"):
+        i = len(chars) - 1
+        while len(chars) > length and i > 0:
+            if chars[i] in drop and chars[i - 1] not in " .:":
+                del chars[i]
+            i -= 1
+    return "".join(chars)[:length]
+
+
+class Summary:
+    """Summary of a fit: str() is lme4's printout, `_repr_html_` the notebook form."""
+
+    def __init__(self, model: MixedModel, correlation: bool | None = None) -> None:
+        self.model = model
+        p = len(model._data.x_names)
+        self.correlation = (1 < p <= 20) if correlation is None else bool(correlation) and p > 1
+
+    def coefficients(self) -> list[list[str]]:
+        """Rows of the fixed-effects table with header."""
+        m = self.model
+        estimate, se = _signif(m.beta, 5), _signif(m.bse.to_numpy(), 4)
+        rows = [["", "Estimate", "Std. Error", "z value", "Pr(>|z|)", ""]]
+        z, p = m.zvalues.to_numpy(), m.pvalues.to_numpy()
+        for i, name in enumerate(m._data.x_names):
+            rows.append([name, estimate[i], se[i], f"{z[i]:.3f}", p_text(p[i]), stars(p[i])])
+        return rows
+
+    def _residual_lines(self) -> list[str]:
+        from .results import NotSupportedError
+
+        try:
+            scaled = self.model.residuals("pearson", scaled=True).to_numpy()
+        except NotSupportedError:
+            return []
+        quantiles = _signif(np.quantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0]), 5)
+        quantiles = [f"{float(q):.4f}" for q in quantiles]
+        names = ["Min", "1Q", "Median", "3Q", "Max"]
+        w = [max(len(a), len(b)) for a, b in zip(names, quantiles, strict=True)]
+        return [
+            "",
+            "Scaled residuals: ",
+            " ".join(n.rjust(k) for n, k in zip(names, w, strict=True)),
+            " ".join(q.rjust(k) for q, k in zip(quantiles, w, strict=True)),
+        ]
+
+    def _correlation_lines(self) -> list[str]:
+        V = self.model.vcov().to_numpy()
+        sd = np.sqrt(np.diag(V))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            corr = V / np.outer(sd, sd)
+        names = list(self.model._data.x_names)
+        short = [abbreviate(n, 6) for n in names]
+        label = [abbreviate("(Intr)" if n == "(Intercept)" else n, 11) for n in names]
+        short = ["(Intr)" if n == "(Intercept)" else s for n, s in zip(names, short, strict=True)]
+        rows = [["", *short[:-1]]]
+        for i in range(1, len(names)):
+            rows.append([label[i]] + [f"{corr[i, j]:.3f}" if j < i else "" for j in range(len(names) - 1)])
+        return ["", "Correlation of Fixed Effects:", *_columns(rows, [False] + [True] * (len(names) - 1))]
+
+    def __str__(self) -> str:
+        m = self.model
+        lines = [*header_lines(m), "", *fit_lines(m), *self._residual_lines(), "", "Random effects:"]
+        lines += [varcorr_text(m.VarCorr()), group_line(m)]
+        phi = m.phi
+        if len(phi):
+            lines += ["", "Dispersion: " + ", ".join(f"{k} = {v:.5g}" for k, v in phi.items())]
+        rows = self.coefficients()
+        lines += ["", "Fixed effects:", *_columns(rows, [False, True, True, True, True, False])]
+        if any(row[-1] for row in rows[1:]):
+            lines += ["---", "Signif. codes:  0 '***' 0.001 '**' 0.01 '*' 0.05 '.' 0.1 ' ' 1"]
+        if self.correlation:
+            lines += self._correlation_lines()
+        elif len(m._data.x_names) > 20:
+            lines += ["", "Correlation matrix not shown by default, as p > 20; use summary(correlation=True)."]
+        lines += ["", verdict(m)]
+        lines += [f"Note: {_sentence(note)}." for note in messages(m)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        m = self.model
+        esc = html.escape
+
+        def table(rows: list[list[str]]) -> str:
+            head = "".join(f"<th>{esc(c)}</th>" for c in rows[0])
+            body = "".join(
+                "<tr>" + f"<th>{esc(r[0])}</th>" + "".join(f"<td>{esc(c)}</td>" for c in r[1:]) + "</tr>"
+                for r in rows[1:]
+            )
+            return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+        numbers = [
+            ["AIC", "BIC", "logLik", "-2 log L", "df.resid", "obs"],
+            [f"{m.aic:.1f}", f"{m.bic:.1f}", f"{m.loglik:.1f}", f"{m.objective:.1f}", str(m.df_resid), str(m.nobs)],
+        ]
+        random = [["Group", "Name", "Variance", "Std.Dev.", "Corr"]]
+        for b in m.VarCorr():
+            for j, name in enumerate(b.names):
+                corr = " ".join(f"{r:.2f}" for r in b.corr[j, :j])
+                random.append([b.group, name, f"{b.cov[j, j]:.4g}", f"{b.sd[j]:.4g}", corr])
+        notes = "".join(f"<li>{esc(_sentence(t))}.</li>" for t in messages(m))
+        title, *rest = header_lines(m)
+        return (
+            f"<div><p><b>{esc(title)}</b><br>{'<br>'.join(esc(r.strip()) for r in rest)}</p>"
+            f"{table(numbers)}<p><b>Random effects</b> ({esc(group_line(m))})</p>{table(random)}"
+            f"<p><b>Fixed effects</b></p>{table(self.coefficients())}<p>{esc(verdict(m))}</p>"
+            f"{'<ul>' + notes + '</ul>' if notes else ''}</div>"
+        )
