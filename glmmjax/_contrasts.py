@@ -59,8 +59,8 @@ def numbers(k: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Numbered:
-    """C(f, contr.SAS) or C(f, treatment, base = 2): R then tells the function only the number of levels, so the
-    columns are called by the levels' numbers."""
+    """C(f, contr.SAS) or C(f, treatment, base = 2): R tells the function only the number of levels then, so
+    that the columns are called by the levels' numbers."""
 
     name: str
     base: int | None = None
@@ -84,8 +84,8 @@ def code(spec: Any, levels: Sequence[str], ordered: bool, label: str) -> Coding:
     """The contrast matrix of a factor.
 
     Args:
-        spec: None (treatment, or poly for an ordered factor), a name with or without R's "contr.", or an
-            array or DataFrame (levels x columns; a DataFrame names its columns, its index may name the levels).
+        spec: None (treatment, or poly for an ordered factor), a name with or without R's "contr.", an array
+            or DataFrame (levels x columns; a DataFrame names its columns, its index may name the levels)
         levels: labels in order.
         label: the factor's name, for messages.
     """

@@ -18,6 +18,7 @@ from jax import Array
 
 from ._covariance import Structure, Unstructured
 from ._errors import DataError
+from ._linalg import take
 from ._symbolic import Plan, make_plan, order_blocks
 
 Leaf = np.ndarray | Array
@@ -132,8 +133,9 @@ def linear_predictor(b: Sequence[Array], beta: Array, design: Design) -> Array:
     """eta = offset + X beta + sum of z'b over blocks; b holds per block (m, k) on the original scale."""
     eta = design.offset + jnp.asarray(design.X) @ beta
     for z, level, effects in zip(design.z, design.level, b, strict=True):
-        rows = effects.at[level].get(mode="promise_in_bounds")
-        eta = eta + (z * rows).sum(1)
+        # column by column: a reduction over k short rows does not vectorise
+        for k in range(z.shape[1]):
+            eta = eta + z[:, k] * take(effects[:, k], level)
     return eta
 
 

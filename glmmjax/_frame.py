@@ -39,6 +39,7 @@ from ._parse import (
     names_in,
     parse,
     parse_expression,
+    quote_name,
     strip_parens,
 )
 
@@ -147,6 +148,9 @@ def as_column(raw: Any, name: str) -> Value:
     array = raw.array if isinstance(raw, (pd.Series, pd.Index)) else raw
     if isinstance(array, pd.Categorical):
         return _from_categorical(array, name)
+    if isinstance(array, np.ma.MaskedArray):
+        numeric = array.dtype.kind in "iuf"
+        array = np.ma.filled(array.astype(np.float64 if numeric else object), np.nan if numeric else None)
     if not isinstance(array, np.ndarray):
         dtype = getattr(array, "dtype", None)
         if isinstance(dtype, np.dtype) or isinstance(array, pd.arrays.NumpyExtensionArray):
@@ -299,14 +303,15 @@ def drop_unused(factor: Factor) -> Factor:
 def _missing(value: Value) -> NDArray[np.bool_] | None:
     """Rows with a missing value; None where there are none."""
     if isinstance(value, Factor):
-        return value.codes < 0 if value.codes.size and value.codes.min() < 0 else None
+        return np.less(value.codes, 0) if value.codes.min(initial=0) < 0 else None
+    bad: NDArray[np.bool_]
     if isinstance(value, Matrix):
-        bad = np.isnan(value.values).any(axis=1)
+        bad = np.asarray(np.isnan(value.values).any(axis=1))
     elif value.dtype.kind != "f":
         return None
     else:
         bad = np.isnan(value)
-    return bad if bool(bad.any()) else None
+    return bad if bad.any() else None
 
 
 def _take(value: Value, rows: NDArray[Any] | None) -> Value:
@@ -370,7 +375,8 @@ class Evaluator:
         """A model variable: ndarray (n,) float, Factor or Matrix with n rows."""
         label = deparse(node)
         if label not in self._cache:
-            self._cache[label] = self._as_variable(self.evaluate(node), node)
+            with np.errstate(all="ignore"):
+                self._cache[label] = self._as_variable(self.evaluate(node), node)
         return self._cache[label]
 
     def _as_variable(self, value: Value, node: Node) -> Value:
@@ -483,10 +489,9 @@ class Evaluator:
         if op not in _ARITHMETIC:
             self.fail(node, f"'{op}' cannot be used here")
         a, b = self.number(left, node.left), self.number(right, node.right)
-        with np.errstate(all="ignore"):
-            return (
-                _ARITHMETIC[op](np.asarray(a), np.asarray(b))[()] if _scalar(a, b) else _ARITHMETIC[op](a, b)
-            )
+        if isinstance(a, float) and isinstance(b, float):
+            return float(_ARITHMETIC[op](np.float64(a), np.float64(b)))
+        return _ARITHMETIC[op](a, b)
 
     def compare(self, op: str, left: Value, right: Value, node: Binary) -> Value:
         if isinstance(right, Factor) and not isinstance(left, Factor):
@@ -528,8 +533,7 @@ class Evaluator:
         name = base_name(node.func)
         if name in _ELEMENTWISE:
             x = self.number(self.argument(node, "x"), node)
-            with np.errstate(all="ignore"):
-                return _ELEMENTWISE[name](x)
+            return _ELEMENTWISE[name](x)
         handler = getattr(self, "do_" + name.replace(".", "_"), None)
         if handler is None:
             self.fail(node, f"{node.func}() cannot be used here")
@@ -596,9 +600,8 @@ class Evaluator:
 
     def do_log(self, node: Call) -> Value:
         args = self.bind(node, "x", "base")
-        with np.errstate(all="ignore"):
-            out = np.log(self.number(args["x"], node))
-            return out / np.log(self.number(args["base"], node)) if "base" in args else out
+        out = np.log(self.number(args["x"], node))
+        return out / np.log(self.number(args["base"], node)) if "base" in args else out
 
     def do_round(self, node: Call) -> Value:
         args = self.bind(node, "x", "digits")
@@ -912,10 +915,6 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _scalar(a: Any, b: Any) -> bool:
-    return isinstance(a, float) and isinstance(b, float)
-
-
 def _from_logical3(value: Any) -> Value:
     """1, 0, NaN -> bool array, or a logical Factor where some are missing."""
     if np.ndim(value) == 0:
@@ -1134,7 +1133,7 @@ def independent_columns(X: Float) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """A grouping factor for new data: a leaf (expression, levels) or a pair with its observed combinations."""
+    """A grouping factor for new data: a leaf (expression, levels) or a pair and its observed combinations."""
 
     node: Node
     levels: tuple[str, ...]
@@ -1204,6 +1203,7 @@ class _BarSpec:
     columns: tuple[int, ...] | None
     group: GroupSpec
     name: str
+    text: str  # the bar, e.g. "(1 | herd)"
 
 
 @dataclass(frozen=True)
@@ -1245,6 +1245,11 @@ class ModelData:
     def nobs(self) -> int:
         return self.X.shape[0]
 
+    @property
+    def formula_bars(self) -> tuple[str, ...]:
+        """The bar of each of `terms`, as `str` of the `Bar` in `formula.bars` it came from."""
+        return tuple(b.text for b in self._bars)
+
     def _evaluator(self, newdata: Any) -> Evaluator:
         table = newdata if isinstance(newdata, Table) else Table(newdata, "newdata")
         return Evaluator(table, self.formula.text, self._state, self._levels, fitting=False)
@@ -1252,8 +1257,8 @@ class ModelData:
     def matrix_for(self, newdata: Any, offset: Any = None) -> tuple[Float, Float | None]:
         """Model matrix (n_new, p) and offset (n_new,) or None on new data; the response is not needed.
 
-        Rows with missing values come out as NaN. `offset` replaces the offset argument of the fit, and is needed
-        if that was an array. DataError where a column is missing or a factor has levels that were not in the fit.
+        Rows with missing values come out as NaN. `offset` replaces the offset argument of the fit; it is
+        needed if that was an array. DataError where a column is missing or has levels not in the fit.
         """
         evaluator = self._evaluator(newdata)
         n = evaluator.table.n
@@ -1307,7 +1312,8 @@ def _new_matrix(spec: MatrixSpec, evaluator: Evaluator) -> Float:
                     lev for k, lev in enumerate(factor.levels) if table[k] == -2 and (factor.codes == k).any()
                 ]
                 raise DataError(
-                    f"column '{coded.label}' of the new data has levels that were not in the fit: {_shown(new)}; "
+                    f"column '{coded.label}' of the new data has levels that were not in the fit: "
+                    f"{_shown(new)}; "
                     f"the fit has {_shown(coded.levels)}"
                 )
             values[i] = Factor(codes, coded.levels)
@@ -1315,7 +1321,8 @@ def _new_matrix(spec: MatrixSpec, evaluator: Evaluator) -> Float:
             raise DataError(f"column '{coded.label}' was numeric in the fit but is a factor in the new data")
         else:
             values[i] = value
-    return spec.build(values, evaluator.table.n)
+    with np.errstate(all="ignore"):
+        return spec.build(values, evaluator.table.n)
 
 
 def _shown(labels: Sequence[str], most: int = 8) -> str:
@@ -1327,7 +1334,8 @@ def _plus(total: Float | None, more: Float) -> Float:
 
 
 def _numeric_column(evaluator: Evaluator, node: Node, role: str) -> Float:
-    value = evaluator.evaluate(node)
+    with np.errstate(all="ignore"):
+        value = evaluator.evaluate(node)
     if isinstance(value, Factor) and not value.logical:
         raise DataError(f"the {role} '{deparse(node)}' is not numeric; it must be a column of numbers")
     number = evaluator.number(value, node)
@@ -1396,7 +1404,7 @@ def _check_finite(value: Value, what: str, index: pd.Index) -> None:
     array = value.values if isinstance(value, Matrix) else value
     finite = np.isfinite(array)
     if not finite.all():
-        bad = ~finite if array.ndim == 1 else ~finite.all(axis=1)
+        bad = np.asarray(~finite if array.ndim == 1 else ~finite.all(axis=1))
         raise DataError(
             f"{what} has {_plural(int(bad.sum()), 'infinite value')} "
             f"({_first_bad(bad, index)}); remove or recode them"
@@ -1410,7 +1418,8 @@ def _subset_mask(subset: Any, evaluator: Evaluator) -> NDArray[np.bool_]:
         for name in names_in(node):
             if name not in table and name not in CONSTANTS:
                 raise DataError(f"subset: {missing_column(name, table.columns)}")
-        value = Evaluator(table, subset, {}, {}, True).evaluate(node)
+        with np.errstate(all="ignore"):
+            value = Evaluator(table, subset, {}, {}, True).evaluate(node)
         if isinstance(value, Factor) and value.logical:
             return value.codes == 1  # missing counts as false, as in R
         if not (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
@@ -1473,7 +1482,7 @@ def build(
         raise FormulaError(f"no random-effects term in '{parsed}': add e.g. (1 | group)")
     if table.n == 0:
         raise DataError("the data have no rows")
-    contrasts = dict(contrasts or {})
+    contrasts = {quote_name(k) if k in table else k: v for k, v in (contrasts or {}).items()}
 
     state: dict[str, Any] = {}
     levels: dict[str, Factor] = {}
@@ -1618,7 +1627,7 @@ def _kept_rows(
     na: str,
     notes: list[str],
 ) -> tuple[NDArray[np.bool_], NDArray[np.intp] | None, int, tuple[str, ...]]:
-    """Rows in the subset without missing values: mask, numbers (None = all); missing rows and their columns."""
+    """Rows in the subset without missing values: mask, numbers (None = all); count, columns of the rest."""
     inside = None if subset is None else _subset_mask(subset, evaluator)
     if inside is not None and not inside.any():
         raise DataError("no rows are left: the subset is empty")
@@ -1640,6 +1649,10 @@ def _kept_rows(
                 columns[name] = None
                 explained |= own
         if (bad & ~explained).any():  # e.g. log of a negative number
+            for name in names:  # or a spline of an infinite one: that is no missing value
+                raw = table.column(name) if name in table else None
+                if isinstance(raw, np.ndarray) and raw.dtype.kind == "f" and np.isinf(raw[bad]).any():
+                    _check_finite(np.where(bad, raw, 0.0), f"column '{name}'", table.index)
             columns[deparse(used[label][1]) if label in used else label] = None
         missing = bad if missing is None else missing | bad
     keep = np.ones(table.n, dtype=bool) if inside is None else inside
@@ -1774,13 +1787,13 @@ def _random_terms(
         matrix, z = matrices[key]
         if bar.whole is None:
             term = ReTermData(name, matrix.names, z, level, labels)
-            out.append((term, _BarSpec(matrix, None, spec, name)))
+            out.append((term, _BarSpec(matrix, None, spec, name, str(bar))))
             continue
         for k, part in enumerate(matrix.assign):  # a part of `||`: each column a term
             if part == bar.part:
                 column = np.ascontiguousarray(z[:, k : k + 1])
                 term = ReTermData(name, (matrix.names[k],), column, level, labels)
-                out.append((term, _BarSpec(matrix, (k,), spec, name)))
+                out.append((term, _BarSpec(matrix, (k,), spec, name, str(bar))))
     counts = [len(term.levels) for term, _ in out]
     if any(b > a for a, b in zip(counts, counts[1:], strict=False)):
         order = sorted(range(len(out)), key=counts.__getitem__)[::-1]

@@ -73,7 +73,7 @@ def laplace(
         w = expected
     factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
     value = -2.0 * kernel.sum() + squared_norm(mode.u) + factor.logdet
-    good = (mode.status == CONVERGED) & jnp.isfinite(value)
+    good = (mode.status == CONVERGED) & jnp.isfinite(value) & family.in_range(y, eta).all()
     return jnp.where(good, value, jnp.inf), Evaluation(mode.u, beta, mode.status, mode.iterations)
 
 

@@ -1,7 +1,7 @@
 """R model formulas: text -> syntax tree with positions -> terms and random-effects bars.
 
-Written by hand, not on top of `formulae`: it has no `||`, `^`, `%in%` or `.`, its codings and column names are
-not R's, it gives no positions for error messages, and importing it costs 0.25 s.
+Written by hand, not on top of `formulae`: it has no `||`, `^`, `%in%` or `.`, its codings and column names
+are not R's, it gives no positions for error messages, and importing it costs 0.25 s.
 
 The grammar and the expansion of terms follow R's `terms.formula` (src/library/stats/src/model.c); bars follow
 lme4's `findbars`, `expandDoubleVerts` and `expandSlash`. No NumPy here.
@@ -81,11 +81,11 @@ class Call(Node):
     args: tuple[tuple[str | None, Node], ...]
 
 
-# What the evaluator (`_frame.py`) can compute; here, so that an unknown function is a parse error with a caret.
+# What the evaluator (`_frame.py`) can compute; here, so that an unknown function is an error with a caret.
 FUNCTIONS = frozenset(
     """I abs as.character as.factor as.integer as.logical as.numeric bs C c cbind ceiling center cos cut exp
-    expm1 factor floor ifelse interaction is.na log log10 log1p log2 max mean median min ns offset ordered pmax
-    pmin poly relevel round scale sd sin sqrt tan tanh""".split()
+    expm1 factor floor ifelse interaction is.na log log10 log1p log2 max mean median min ns offset ordered
+    pmax pmin poly relevel round scale sd sin sqrt tan tanh""".split()
 )
 STRUCTURES = ("us", "diag")  # covariance wrappers around a bar that are available
 SMOOTHS = frozenset(["s", "te", "ti", "t2"])
@@ -402,7 +402,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 @lru_cache(maxsize=4096)
 def names_in(node: Node) -> tuple[str, ...]:
-    """Names of variables in an expression, in order of first appearance; function names are not among them."""
+    """Names of the variables in an expression, in order of first appearance; functions are not among them."""
     found: dict[str, None] = {}
     _collect_names(node, found)
     return tuple(found)
@@ -482,8 +482,8 @@ class Term:
 class Terms:
     """A right-hand side after expansion, as R's terms object.
 
-    `variables` are in order of first appearance; `codes` are the terms as bit sets over them (bit i = variable
-    i), sorted by degree, then appearance.
+    `variables` are in order of first appearance; `codes` are the terms as bit sets over them (bit i is the
+    variable i), sorted by degree, then appearance.
     """
 
     variables: tuple[Node, ...]
@@ -593,6 +593,11 @@ class _Expander:
         right = self.encode(node.right)
         if op == "+":
             return _unique(left + right)
+        for side, codes in ((node.left, left), (node.right, right)):
+            # R silently gives no term for 1*x, x:1 and the like, which would lose x
+            if not codes and (op == ":" or side is node.left):
+                what = f"'{deparse(side)}' has no variables for '{op}' to combine"
+                self.fail(side, what, "leave it out, or use I(...) for arithmetic")
         if op == ":":
             return _unique(a | b for a in left for b in right)
         if op == "*":
@@ -660,8 +665,8 @@ def expand(node: Node, text: str = "", response: Node | None = None) -> Terms:
 class Bar:
     """One random-effects term after expansion.
 
-    `lhs | group`. Where a `||` has been taken apart, `whole` is its full left-hand side, `part` says which term
-    of it this is (0 = intercept), and each column of that part is a scalar term of its own.
+    `lhs | group`. Where a `||` has been taken apart, `whole` is its full left-hand side, `part` says which
+    term of it this is (0 = intercept), and each column of that part is a scalar term of its own.
     """
 
     lhs: Node
@@ -774,7 +779,7 @@ def _flip(sign: str) -> str:
 
 @dataclass(frozen=True)
 class Formula:
-    """A parsed formula. Equality is that of the trees; `str` is R's deparse and parses to an equal formula."""
+    """A parsed formula. Equality is that of the trees; `str` is R's deparse and parses to an equal one."""
 
     response: Node | None
     rhs: Node

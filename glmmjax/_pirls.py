@@ -26,7 +26,8 @@ from .families import Family
 #: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
 TOLERANCE = 1e-12
 MAX_ITERATIONS = 100
-MAX_HALVINGS = 25
+#: Shortest step tried, as a part of the Newton step.
+MIN_SCALE = 2.0**-25
 
 #: status codes
 CONVERGED, ITERATION_LIMIT, STEP_LIMIT, NON_FINITE = 0, 1, 2, 3
@@ -144,21 +145,16 @@ def fixed_information(
     return information, reduced
 
 
-class _Trial(NamedTuple):
-    scale: Array
-    u: Blocked
-    beta: Array
-    value: Array
-    score: Array
-    w: Array
-
-
 class _State(NamedTuple):
-    u: Blocked
+    u: Blocked  # the point to evaluate next; at the end, the mode
     beta: Array
-    value: Array  # penalised deviance
-    score: Array
-    w: Array  # observed information
+    base_u: Blocked  # the last accepted point, its penalised deviance and the step from it
+    base_beta: Array
+    base_value: Array
+    du: Blocked
+    dbeta: Array
+    scale: Array
+    nearly: Array  # the last decrement was at rounding level
     fisher: Array  # take the next step with safe weights
     done: Array
     status: Array
@@ -186,65 +182,77 @@ def find_mode(
     T = factors(params.theta, design)
     y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
 
-    def evaluate(u: Blocked, beta: Array) -> tuple[Array, Array, Array]:
-        eta = linear_predictor(unspool(u, T), beta, design)
-        value, score, w = family.derivatives(y, eta, weights, params.phi)
-        return -2.0 * value.sum() + squared_norm(u), score, w
-
     def body(s: _State) -> _State:
-        if family.canonical:
-            w = s.w
-        else:
-            eta = linear_predictor(unspool(s.u, T), s.beta, design)
-            w = jnp.where(s.fisher, safe_weights(eta, s.w, params, design, family), s.w)
-        step, _ = newton_step(s.score, w, s.u, T, design, joint)
-        small = step.decrement < tolerance * (1.0 + jnp.abs(s.value))
+        # one evaluation and one step; everything appears once in the compiled program
+        eta = linear_predictor(unspool(s.u, T), s.beta, design)
+        kernel, score, w = family.derivatives(y, eta, weights, params.phi)
+        value = -2.0 * kernel.sum() + squared_norm(s.u)
+        if not family.canonical:
+            w = jnp.where(s.fisher, safe_weights(eta, w, params, design, family), w)
+        step, _ = newton_step(score, w, s.u, T, design, joint)
 
-        def at(scale: Array) -> _Trial:
-            u = tuple(x + scale * d for x, d in zip(s.u, step.du, strict=True))
-            beta = s.beta + scale * step.dbeta
-            return _Trial(scale, u, beta, *evaluate(u, beta))
+        first = ~jnp.isfinite(s.base_value)
+        falls = first | s.nearly | (value <= s.base_value + 1e-13 * jnp.abs(s.base_value))
+        accepted = jnp.isfinite(value) & falls
+        usable = accepted & step.ok
+        # accepted, but no Newton step from here: try again with safe weights; rejected: half the step
+        to_fisher = accepted & ~step.ok & ~s.fisher & (not family.canonical)
+        scale = jnp.where(accepted, 1.0, 0.5 * s.scale)
+        exhausted = ~accepted & (first | (scale < MIN_SCALE))
+        failed = exhausted | (accepted & ~step.ok & ~to_fisher)
 
-        def rises(state: tuple[_Trial, Array]) -> Array:
-            trial, count = state
-            falls = trial.value <= s.value + 1e-13 * jnp.abs(s.value)
-            return ~(falls | (small & jnp.isfinite(trial.value))) & (count < MAX_HALVINGS)
+        def choose(new: Any, old: Any, when: Array) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(when, a, b), new, old)
 
-        def halve(state: tuple[_Trial, Array]) -> tuple[_Trial, Array]:
-            trial, count = state
-            return at(0.5 * trial.scale), count + 1
-
-        # a step that could not be computed counts as halved to nothing
-        start = jnp.where(step.ok, 0, MAX_HALVINGS).astype(jnp.int32)
-        trial, halvings = jax.lax.while_loop(rises, halve, (at(jnp.ones((), s.value.dtype)), start))
-        accepted = halvings < MAX_HALVINGS
-        converged = accepted & small & (trial.scale == 1.0) & ~s.fisher
-        # a Newton step that is not possible is followed by a Fisher step from the same point
-        failed = ~accepted & (s.fisher | family.canonical)
+        du, dbeta = choose((step.du, step.dbeta), (s.du, s.dbeta), usable)
+        base_u, base_beta, base_value = choose(
+            (s.u, s.beta, value), (s.base_u, s.base_beta, s.base_value), accepted
+        )
+        move = jnp.where(to_fisher | failed, 0.0, scale)
+        u = tuple(x + move * d for x, d in zip(base_u, du, strict=True))
+        # a full Newton step with a decrement this small is taken without looking: its error is of second order
+        relative = step.decrement / (1.0 + jnp.abs(value))
+        converged = usable & (relative < tolerance) & ~s.fisher
         status = jnp.where(
-            converged, CONVERGED, jnp.where(failed, jnp.where(step.ok, STEP_LIMIT, NON_FINITE), ITERATION_LIMIT)
+            converged,
+            CONVERGED,
+            jnp.where(failed, jnp.where(jnp.isfinite(value), STEP_LIMIT, NON_FINITE), ITERATION_LIMIT),
         )
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old),
-            (trial.u, trial.beta, trial.value, trial.score, trial.w),
-            (s.u, s.beta, s.value, s.score, s.w),
+        return _State(
+            u=u,
+            beta=base_beta + move * dbeta,
+            base_u=base_u,
+            base_beta=base_beta,
+            base_value=base_value,
+            du=du,
+            dbeta=dbeta,
+            scale=scale,
+            nearly=usable & (relative < 1e-9),
+            fisher=to_fisher,
+            done=converged | failed,
+            status=status.astype(jnp.int32),
+            iterations=s.iterations + 1,
         )
-        return _State(*kept, ~accepted & ~s.fisher, converged | failed, status, s.iterations + 1)
 
     def unfinished(s: _State) -> Array:
         return ~s.done & (s.iterations < MAX_ITERATIONS)
 
-    value, score, w = evaluate(u0, params.beta)
+    dtype = params.beta.dtype
+    no, count = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     start = _State(
-        u0,
-        params.beta,
-        value,
-        score,
-        w,
-        jnp.zeros((), bool),
-        ~jnp.isfinite(value),
-        jnp.where(jnp.isfinite(value), ITERATION_LIMIT, NON_FINITE),
-        jnp.zeros((), jnp.int32),
+        u=u0,
+        beta=params.beta,
+        base_u=u0,
+        base_beta=params.beta,
+        base_value=jnp.full((), jnp.inf, dtype),
+        du=tuple(jnp.zeros_like(x) for x in u0),
+        dbeta=jnp.zeros_like(params.beta),
+        scale=jnp.ones((), dtype),
+        nearly=no,
+        fisher=no,
+        done=no,
+        status=count + ITERATION_LIMIT,
+        iterations=count,
     )
     end = jax.lax.while_loop(unfinished, body, start)
     return Mode(end.u, end.beta, end.status, end.iterations)

@@ -61,6 +61,10 @@ class Family:
         """The part of the log density that depends on the data only, per row."""
         return jnp.zeros_like(y)
 
+    def in_range(self, y: Array, eta: Array) -> Array:
+        """Whether the kernel is the log density here, and not its continuation beyond the link's range."""
+        return jnp.ones_like(eta, bool)
+
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array | None:
         """Fisher information about eta per row, or None where no closed form is offered."""
         return None
@@ -131,6 +135,11 @@ class Binomial(Family):
         log_mu, log1m_mu = self.link.log_mu(eta), self.link.log1m_mu(eta)
         return weights * (_product(y, log_mu) + _product(1.0 - y, log1m_mu))
 
+    def in_range(self, y: Array, eta: Array) -> Array:
+        if self.link is links.log:
+            return (eta < -links.EDGE) | (y == 1.0)
+        return jnp.ones_like(eta, bool)
+
     def constant(self, y: Array, weights: Array) -> Array:
         successes = weights * y
         return gammaln(weights + 1.0) - gammaln(successes + 1.0) - gammaln(weights - successes + 1.0)
@@ -141,7 +150,7 @@ class Binomial(Family):
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
         if self.link is links.logit:
-            mu = jax.nn.sigmoid(eta)
+            mu = links.logistic(eta)
             return weights * mu * (1.0 - mu)
         # mu'^2 / (mu (1 - mu)) on the log scale: both logarithms stay finite where mu rounds to 0 or 1
         ones = jnp.ones_like(eta)
@@ -214,9 +223,20 @@ class Poisson(Family):
         mu = self.link.inverse(eta)
         if self.link is links.log:
             return weights * (y * eta - mu)
-        # a mean outside (0, inf) has density 0: PIRLS then halves its step
-        value = weights * (_product(y, self.link.log_mu(eta)) - mu)
-        return jnp.where(mu >= 0.0, value, -jnp.inf)
+        value = _product(y, self.link.log_mu(eta)) - mu
+        if self.link is links.identity:  # a steep parabola holds the mean of zero counts at zero
+            value = value - 0.5 * (jnp.minimum(eta, 0.0) / links.EDGE) ** 2
+        elif self.link is not links.sqrt:
+            # a mean outside (0, inf) has density 0: PIRLS then halves its step
+            value = jnp.where((mu >= 0.0) & ~jnp.isnan(value), value, -jnp.inf)
+        return weights * value
+
+    def in_range(self, y: Array, eta: Array) -> Array:
+        if self.link is links.sqrt:
+            return (eta > links.EDGE) | (y == 0.0)
+        if self.link is links.identity:
+            return jnp.where(y > 0.0, eta > links.EDGE, eta >= 0.0)
+        return jnp.ones_like(eta, bool)
 
     def constant(self, y: Array, weights: Array) -> Array:
         return -weights * gammaln(y + 1.0)

@@ -29,7 +29,6 @@ class Link:
             (bisection on [-40, 40]) when not given; g^-1 must then be increasing.
         log_mean: eta -> log mu. Default log(inverse(eta)).
         log1m_mean: eta -> log(1 - mu), for means in (0, 1). Default log1p(-inverse(eta)).
-        domain: open interval of eta in which mu is valid for every family that offers this link.
     """
 
     name: str
@@ -71,15 +70,30 @@ def _bisect(inverse: Fn, mu: Array) -> Array:
 
 
 @jax.custom_jvp
-def softplus(x: Array) -> Array:
-    """log(1 + exp(x)) without overflow; its derivative is exactly the logistic function."""
-    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+def softplus_logistic(x: Array) -> tuple[Array, Array]:
+    """log(1 + exp(x)) and its derivative 1 / (1 + exp(-x)), from one exponential and without overflow."""
+    e = jnp.exp(-jnp.abs(x))
+    denominator = 1.0 + e
+    return jnp.maximum(x, 0.0) + jnp.log(denominator), jnp.where(x >= 0.0, 1.0, e) / denominator
 
 
-@softplus.defjvp
-def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+@softplus_logistic.defjvp
+def _softplus_logistic_jvp(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     (x,), (dx,) = primals, tangents
-    return softplus(x), jax.nn.sigmoid(x) * dx
+    value, mu = softplus_logistic(x)
+    return (value, mu), (mu * dx, mu * (1.0 - mu) * dx)
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), accurate to rounding of the sum it enters."""
+    return softplus_logistic(x)[0]
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + exp(-x))."""
+    return softplus_logistic(x)[1]
 
 
 _MAX_EXP = 700.0
@@ -99,22 +113,39 @@ def _cloglog_log_mean(eta: Array) -> Array:
     return jnp.where(small, series, jnp.log(-jnp.expm1(-safe)) + 0.0 * tail)
 
 
+#: Distance from the edge of a link's range at which log densities are continued by a parabola.
+EDGE = 1e-4
+
+
+def log_extended(x: Array) -> Array:
+    """log(x), continued below EDGE by its second-order expansion there.
+
+    PIRLS then finds its way back from a linear predictor outside the range of the link. The mode itself
+    must lie inside (`Family.in_range`), where this is the logarithm.
+    """
+    inside = x > EDGE
+    t = jnp.where(inside, 0.0, (x - EDGE) / EDGE)
+    return jnp.log(jnp.where(inside, x, EDGE)) + t - 0.5 * t * t
+
+
 def _log1mexp(eta: Array) -> Array:
-    """log(1 - exp(eta)) for eta < 0, -inf elsewhere."""
-    inside = eta < 0.0
-    safe = jnp.where(inside, eta, -1.0)
+    """log(1 - exp(eta)) for eta < -EDGE, continued concavely beyond (see `log_extended`)."""
+    inside = eta < -EDGE
+    safe = jnp.where(inside, eta, -EDGE)
     near = safe > -math.log(2.0)
     value = jnp.where(
         near,
         jnp.log(-jnp.expm1(jnp.where(near, safe, -0.1))),
         jnp.log1p(-jnp.exp(jnp.where(near, -1.0, safe))),
     )
-    return jnp.where(inside, value, -jnp.inf)
+    # value, slope and curvature of log(1 - exp(eta)) at -EDGE, continued
+    t = jnp.where(inside, 0.0, (eta + EDGE) / EDGE)
+    return value - t - 0.5 * t * t
 
 
 logit = Link(
     "logit",
-    inverse=jax.nn.sigmoid,
+    inverse=logistic,
     link=lambda mu: jnp.log(mu) - jnp.log1p(-mu),
     log_mean=lambda eta: -softplus(-eta),
     log1m_mean=lambda eta: -softplus(eta),
@@ -148,12 +179,14 @@ log = Link(
     log_mean=lambda eta: eta,
     log1m_mean=_log1mexp,
 )
-identity = Link("identity", inverse=lambda eta: eta, link=lambda mu: mu)
+identity = Link("identity", inverse=lambda eta: eta, link=lambda mu: mu, log_mean=log_extended)
 sqrt = Link(
     "sqrt",
     inverse=lambda eta: eta * eta,
     link=jnp.sqrt,
-    log_mean=lambda eta: 2.0 * jnp.log(jnp.abs(eta)),
+    # only eta > 0 is the link's branch; for y > 0 the other one is a second basin with the same means,
+    # which would make conditional modes depend on where PIRLS starts
+    log_mean=lambda eta: 2.0 * log_extended(eta),
 )
 inverse = Link(
     "inverse", inverse=lambda eta: 1.0 / eta, link=lambda mu: 1.0 / mu, log_mean=lambda eta: -jnp.log(eta)

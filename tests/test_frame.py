@@ -152,6 +152,12 @@ def test_expressions(text, values):
     _close(m.X[:, 0], np.asarray(values, dtype=float), 1e-14)
 
 
+def test_contrasts_for_a_column_with_an_unusual_name():
+    d = DATA.rename(columns={"a": "my a"})
+    m = build("y ~ `my a`", d, contrasts={"my a": "sum"}, require_bars=False)
+    assert m.x_names == ("(Intercept)", "`my a`1", "`my a`2")
+
+
 def test_integer_powers_do_not_overflow():
     d = {"y": np.arange(4.0), "k": np.array([3_000_000_000, 5, -7, 2**40]), "g": [1, 1, 2, 2]}
     m = build("y ~ I(k^3) + (1 | g)", d)
@@ -295,13 +301,14 @@ MISSING = [
     ("x", np.array([None, 1, 2, 3, 4, 6], dtype=object)),
     ("x", [np.nan, "u", "v", "u", "v", "u"]),
     ("x", np.array([None, True, False, True, False, True], dtype=object)),
+    ("x", np.ma.masked_array([9, 1, 2, 3, 4, 6], [1, 0, 0, 0, 0, 0])),
 ]
 
 
 @pytest.mark.parametrize("name, values", MISSING, ids=[f"{n}-{i}" for i, (n, _) in enumerate(MISSING)])
 def test_kinds_of_missing(name, values):
     data = {"y": [1.0, 2, 4, 3, 5, 6], "g": list("aabbcc"), "x": [1.0, 2, 4, 3, 5, 7]} | {name: values}
-    for table in (data, pd.DataFrame(data)):
+    for table in [data] + [pd.DataFrame(data)] * (not isinstance(values, np.ma.MaskedArray)):
         m = build("y ~ x + (1 | g)", table)
         assert m.missing_columns == (name,) and m.n_missing == 1 and m.nobs == 5
         assert m.X.shape == (5, 2) and np.isfinite(m.X).all()
@@ -490,6 +497,13 @@ def test_double_bar_takes_a_factor_apart():
     assert [t.names for t in m.terms] == [("aa1",), ("aa2",), ("aa3",)]
     same = build("y ~ 1 + diag(a | g)", DATA)
     assert [t.names for t in same.terms] == [("(Intercept)",), ("aa2",), ("aa3",)]
+    assert m.formula_bars == ("(0 + a | g)",) * 3
+    assert build("y ~ (x || a/g)", DATA).formula_bars == (
+        "(0 + x | g:a)",  # level counts increase in the order written, so decreasing with ties reversed
+        "(1 | g:a)",
+        "(0 + x | a)",
+        "(1 | a)",
+    )
     whole = build("y ~ 1 + us(a | g)", DATA)
     assert [t.names for t in whole.terms] == [("(Intercept)", "aa2", "aa3")]
 
@@ -511,19 +525,23 @@ def test_dot():
 
 FORMULA = "y ~ x + (1 | g)"
 X6 = [1.0, 2, 3, 4, 5, 7]
+UV = list("uvuvuv")
+DATES = pd.date_range("2024-01-01", periods=6)
 BAD = [  # formula, columns that differ, keyword arguments, error, message
     ("y ~ xx + (1 | g)", {}, {}, DataError, "no column 'xx' in the data; did you mean 'x'?"),
     ("Y ~ x + (1 | g)", {}, {}, DataError, "no column 'Y' in the data; did you mean 'y'?"),
     ("y ~ quite + (1 | g)", {}, {}, DataError, "no column 'quite' in the data; its columns are: y, g, x"),
     ("y ~ x", {}, {}, FormulaError, r"no random-effects term in 'y ~ x': add e.g. \(1 \| group\)"),
     ("~ x + (1 | g)", {}, {}, FormulaError, "the formula has no response; write e.g. y ~x"),
-    (FORMULA, {"x": [1, np.inf, 3, 4, 5, -np.inf]}, {}, DataError, r"column 'x' has 2 infinite values \(first in row 1"),
-    (FORMULA, {"y": [1, 2, np.inf, 4, 5, 6]}, {}, DataError, r"column 'y' has 1 infinite value \(first in row 2\)"),
+    (FORMULA, {"x": [1, np.inf, 3, 4, 5, -np.inf]}, {}, DataError, r"'x' has 2 infinite values \(first in"),
+    (FORMULA, {"y": [1, 2, np.inf, 4, 5, 6]}, {}, DataError, r"'y' has 1 infinite value \(first in row 2\)"),
     ("y ~ log(x) + (1 | g)", {"x": [0.0, 1, 2, 3, 4, 5]}, {}, DataError, r"'log\(x\)' has 1 infinite value"),
+    ("y ~ bs(x) + (1 | g)", {"x": [1, np.inf, 3, 4, 5, 6]}, {}, DataError, "has 1 infinite value"),
+    ("y ~ poly(x, 2) + (1 | g)", {"x": [1, np.inf, 3, 4, 5, 6]}, {}, DataError, "has 1 infinite value"),
     ("y ~ 1 + (x | g)", {"x": [1, np.inf, 3, 4, 5, 6]}, {}, DataError, "column 'x' has 1 infinite value"),
     (FORMULA, {}, {"weights": [1, 2, 3, 4, 5, np.inf]}, DataError, "the weights vector has 1 infinite value"),
     (FORMULA, {}, {"offset": [1, 2, 3, 4, 5, np.inf]}, DataError, "the offset has 1 infinite value"),
-    (FORMULA, {"x": [np.nan] * 6}, {}, DataError, "no rows are left: 6 rows with missing values in 'x' dropped"),
+    (FORMULA, {"x": [np.nan] * 6}, {}, DataError, "no rows are left: 6 rows with missing values"),
     (FORMULA, {}, {"subset": [False] * 6}, DataError, "no rows are left: the subset is empty"),
     (FORMULA, {"g": ["a"] * 6}, {}, DataError, r"grouping factor 'g' has only one level \('a'\)"),
     (FORMULA, {"y": [2.0] * 6}, {}, DataError, "the response 'y' is constant: every row is 2"),
@@ -533,8 +551,8 @@ BAD = [  # formula, columns that differ, keyword arguments, error, message
     ("cbind(y, x, x) ~ 1 + (1 | g)", {}, {}, FormulaError, r"cbind\(\) has 3 arguments; write cbind\(succ"),
     ("cbind(x, -y) ~ 1 + (1 | g)", {}, {}, DataError, r"'-y' in cbind\(\) is negative \(first in row 0\)"),
     ("cbind(y, 0*y) ~ 1 + (1 | g)", {}, {}, DataError, "the response is constant: all trials are successes"),
-    (FORMULA, {"x": pd.date_range("2024-01-01", periods=6)}, {}, DataError, "column 'x' holds dates or times"),
-    (FORMULA, {"g": pd.date_range("2024-01-01", periods=6)}, {}, DataError, "column 'g' holds dates or times"),
+    (FORMULA, {"x": DATES}, {}, DataError, "column 'x' holds dates or times"),
+    (FORMULA, {"g": DATES}, {}, DataError, "column 'g' holds dates or times"),
     (FORMULA, {"x": [1j] * 6}, {}, DataError, "column 'x' has type complex128"),
     (FORMULA, {"x": [[1], [2], [3], [4], [5], [6]]}, {}, DataError, "column 'x' holds objects of type list"),
     (FORMULA, {"x": ["u"] * 6}, {}, DataError, r"factor 'x' has only one level \('u'\) in the rows used"),
@@ -545,31 +563,31 @@ BAD = [  # formula, columns that differ, keyword arguments, error, message
     (FORMULA, {}, {"weights": "g"}, DataError, "the weights 'g' is not numeric"),
     (FORMULA, {}, {"weights": list("abcdef")}, DataError, "weights is not numeric"),
     (FORMULA, {}, {"weights": "ww"}, DataError, "weights: no column 'ww' in the data"),
-    (FORMULA, {}, {"weights": 2.0}, TypeError, "weights must be a column name, an array or a Series, not float"),
+    (FORMULA, {}, {"weights": 2.0}, TypeError, "weights must be a column name, an array or a Series"),
     (FORMULA, {}, {"weights": [0] * 6}, DataError, "no rows are left: 6 rows of weight 0 dropped"),
     (FORMULA, {}, {"subset": [True, False]}, DataError, "subset has 2 values, but the data have 6 rows"),
     (FORMULA, {}, {"subset": [1, 2, 3, 4, 5, 6]}, TypeError, "subset must be a boolean array or a condition"),
     (FORMULA, {}, {"subset": "x + 1"}, DataError, r"subset 'x \+ 1' is not a condition"),
     (FORMULA, {}, {"subset": "q == 1"}, DataError, "subset: no column 'q' in the data"),
     (FORMULA, {}, {"na": "omit"}, ValueError, "na must be 'drop' or 'error', not 'omit'"),
-    (FORMULA, {"x": list("uvuvuv")}, {"contrasts": {"x": "sums"}}, DataError, "unknown contrasts 'sums' for 'x'; use one"),
-    (FORMULA, {}, {"contrasts": {"x": "sum"}}, DataError, "contrasts were given for 'x', which is not a factor"),
-    (FORMULA, {}, {"contrasts": {"q": "sum"}}, DataError, "contrasts were given for 'q', which is not a variable"),
-    (FORMULA, {"x": list("uvuvuv")}, {"contrasts": {"x": np.eye(3)}}, DataError, "has 3 rows, but the factor has 2 levels"),
-    ("y ~ I(g + 1) + (1 | g)", {}, {}, FormulaError, "'g' must be numeric but is a factor or text; use as.numeric"),
+    (FORMULA, {"x": UV}, {"contrasts": {"x": "sums"}}, DataError, "unknown contrasts 'sums' for 'x'"),
+    (FORMULA, {}, {"contrasts": {"x": "sum"}}, DataError, "given for 'x', which is not a factor"),
+    (FORMULA, {}, {"contrasts": {"q": "sum"}}, DataError, "given for 'q', which is not a variable"),
+    (FORMULA, {"x": UV}, {"contrasts": {"x": np.eye(3)}}, DataError, "3 rows, but the factor has 2 levels"),
+    ("y ~ I(g + 1) + (1 | g)", {}, {}, FormulaError, "'g' must be numeric but is a factor or text"),
     ("y ~ I(g < 'b' & g < x) + (1 | g)", {}, {}, FormulaError, "needs numbers or an ordered factor"),
     ("y ~ I(x == 'a') + (1 | g)", {}, {}, FormulaError, "compares numbers with text"),
-    ("y ~ poly(x, 6) + (1 | g)", {}, {}, DataError, r"the degree 6 must be less than the number of distinct values"),
-    ("y ~ poly(x, degre = 2) + (1 | g)", {}, {}, FormulaError, r"poly\(\) has no argument 'degre'; it has x, degree, raw"),
+    ("y ~ poly(x, 6) + (1 | g)", {}, {}, DataError, "degree 6 must be less than the number of distinct"),
+    ("y ~ poly(x, degre = 2) + (1 | g)", {}, {}, FormulaError, r"no argument 'degre'; it has x, degree, raw"),
     ("y ~ poly(x, 2, FALSE, 3) + (1 | g)", {}, {}, FormulaError, r"too many arguments for poly\(\)"),
     ("y ~ poly(x, 1.5) + (1 | g)", {}, {}, FormulaError, "degree must be a whole number"),
     ("y ~ bs(x, df = 1) + (1 | g)", {}, {}, DataError, "df must be at least 3 for degree 3"),
     ("y ~ ns(x, df = 0) + (1 | g)", {}, {}, DataError, "df must be at least 1"),
     ("y ~ scale(x) + (1 | g)", {"x": [3.0] * 6}, {}, DataError, r"scale\(x\): the column is constant"),
-    ("y ~ relevel(g, ref = 'q') + (1 | g)", {}, {}, FormulaError, "'q' is not a level; the levels are a, b, c"),
+    ("y ~ relevel(g, ref = 'q') + (1 | g)", {}, {}, FormulaError, "not a level; the levels are a, b, c"),
     ("y ~ cbind(x, y) + (1 | g)", {}, {}, FormulaError, r"cbind\(\) can only be the response"),
     ("y ~ log(3) + (1 | g)", {}, {}, FormulaError, r"'log\(3\)' is not a column"),
-    ("y ~ C(x, sum) + (1 | g)", {"x": list("uvuvuv")}, {"contrasts": {"x": "sum"}}, DataError, "given for 'x', which is"),
+    ("y ~ C(x, sum) + (1 | g)", {"x": UV}, {"contrasts": {"x": "sum"}}, DataError, "given for 'x', which is"),
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_deparse_is_r(case):
     assert _tree(deparse(tree)) == tree
 
 
-# lme4's findbars() after expandDoubleVerts(), live output of lme4 1.1-31 (`+` and parentheses in a group excepted)
+# lme4's findbars(), output of lme4 1.1-31; us(), diag(), `- (1 | g)`, and `(a/b)`, `a:b/c` as groups are ours
 BARS = [
     ("y ~ (x || g)", ["(1 | g)", "(0 + x | g)"]),
     ("y ~ (0 + x || g)", ["(0 + x | g)"]),
@@ -256,6 +256,9 @@ MALFORMED = [
     ("y ~ 'a' + x", '"a" is not a term', "'a'"),
     ("y ~ x^z", "must be a whole number >= 1", "z"),
     ("y ~ x^0", "must be a whole number >= 1", "0"),
+    ("y ~ 1*x", "'1' has no variables for '*' to combine", "1"),  # R: no term at all
+    ("y ~ x:1 + z", "'1' has no variables for ':' to combine", "1"),
+    ("y ~ 1/x", "use I(...) for arithmetic", "1"),
     ("y ~ y + x", "the response 'y' is also a term", "y"),
     ("1 ~ x", "1 cannot be a response", "1"),
     ("(1 | g) ~ x", "a bar cannot stand in the response", "1 | g"),

@@ -1,0 +1,1 @@
+"""Benchmarks of glmmjax: ``python -m benchmarks`` from the root of the repository."""

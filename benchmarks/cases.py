@@ -1,0 +1,184 @@
+"""Named benchmark models: a formula, a family, and the data, prepared alike for every system."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+SEED = 20240917
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model.
+
+    `formula` is R's and goes to glmmjax and lme4 as it stands; `formulas` holds what another system needs
+    in its place (glmm 0.6 has no ``(a + b)^2``, wants 0/1 responses and plain columns in ``cbind``).
+    """
+
+    name: str
+    title: str
+    formula: str
+    family: str
+    load: Callable[[], pd.DataFrame]
+    formulas: Mapping[str, str] = field(default_factory=dict)
+    long: bool = False  # left out of --quick
+
+    def formula_for(self, system: str) -> str:
+        return self.formulas.get(system, self.formula)
+
+    def columns(self, data: pd.DataFrame) -> list[str]:
+        """Columns of `data` that any of the formulas names."""
+        words = set(re.findall(r"[A-Za-z_.][\w.]*", " ".join([self.formula, *self.formulas.values()])))
+        return [str(c) for c in data.columns if c in words]
+
+    def data(self) -> pd.DataFrame:
+        """The columns the formulas use, ready to be fitted."""
+        frame = self.load()
+        return frame[self.columns(frame)].copy()
+
+
+def _bundled(name: str) -> pd.DataFrame:
+    import glmmjax as gj
+
+    return gj.datasets.load(name)
+
+
+def _cbpp() -> pd.DataFrame:
+    data = _bundled("cbpp")
+    return data.assign(healthy=data["size"] - data["incidence"])
+
+
+def _contraception() -> pd.DataFrame:
+    data = _bundled("contraception")
+    return data.assign(use01=(data["use"] == "Y").astype(float))
+
+
+def _verbagg() -> pd.DataFrame:
+    data = _bundled("verbagg")
+    return data.assign(r01=(data["r2"] == "Y").astype(float))
+
+
+def insteval() -> pd.DataFrame:
+    """InstEval with a binary response, y > 3."""
+    data = _bundled("insteval")
+    cell = (data["dept"].astype(str) + ":" + data["service"].astype(str)).astype("category")
+    return data.assign(y01=(data["y"] > 3).astype(float), cell=cell)
+
+
+def maximal(n_subj: int = 60, n_item: int = 40, columns: int = 5, seed: int = SEED) -> pd.DataFrame:
+    """Binary responses of every subject to every item, with correlated slopes of all covariates on both.
+
+    x1 to x3 are standard normal, the others 0/1; all vary within subjects and within items.
+    """
+    rng = np.random.default_rng(seed)
+    n, k = n_subj * n_item, columns + 1
+    subj, item = np.repeat(np.arange(n_subj), n_item), np.tile(np.arange(n_item), n_subj)
+    X = np.ones((n, k))
+    X[:, 1:4] = rng.standard_normal((n, 3))
+    X[:, 4:] = rng.integers(0, 2, (n, k - 4))
+    sd = np.array([1.0, 0.8, 0.8, 0.8, *[1.1] * (k - 4)])
+    effects = []
+    for levels in (n_subj, n_item):
+        root = np.linalg.cholesky(0.8 * np.eye(k) + 0.2)  # correlations of 0.2
+        effects.append(rng.standard_normal((levels, k)) @ root.T * sd)
+    beta = np.array([-0.3, 0.5, -0.4, 0.3, 0.6, -0.5])[:k]
+    eta = X @ beta + (X * (effects[0][subj] + effects[1][item])).sum(axis=1)
+    data = pd.DataFrame({f"x{j}": X[:, j] for j in range(1, k)})
+    data["subj"] = pd.Categorical([f"s{i + 1:03d}" for i in subj])
+    data["item"] = pd.Categorical([f"i{i + 1:03d}" for i in item])
+    data["y"] = (rng.random(n) < 1.0 / (1.0 + np.exp(-eta))).astype(float)
+    return data
+
+
+def nested(n_a: int = 10_000, b_per_a: int = 10, rows_per_b: int = 10, seed: int = SEED) -> pd.DataFrame:
+    """Binary responses with b nested in a; the labels of b repeat within each a."""
+    rng = np.random.default_rng(seed)
+    n_b, n = n_a * b_per_a, n_a * b_per_a * rows_per_b
+    cell = np.repeat(np.arange(n_b), rows_per_b)
+    a = cell // b_per_a
+    x = rng.standard_normal(n)
+    eta = -0.5 + 0.7 * x + 0.8 * rng.standard_normal(n_a)[a] + 0.6 * rng.standard_normal(n_b)[cell]
+    return pd.DataFrame(
+        {
+            "y": (rng.random(n) < 1.0 / (1.0 + np.exp(-eta))).astype(float),
+            "x": x,
+            "a": pd.Categorical.from_codes(a, [f"a{i}" for i in range(n_a)]),
+            "b": pd.Categorical.from_codes(cell % b_per_a, [f"b{i}" for i in range(b_per_a)]),
+        }
+    )
+
+
+_X = " + ".join(f"x{j}" for j in range(1, 6))
+_CM = "age*ch + I(age^2) + urban"
+_VERBAGG = ("Anger", "Gender", "btype", "situ")
+_PAIRS = [f"{a}:{b}" for i, a in enumerate(_VERBAGG) for b in _VERBAGG[i + 1 :]]
+
+INSTEVAL_FORMULA = "y01 ~ service + (1 | s) + (1 | d) + (1 | dept:service)"
+
+#: single fits of generalised models by the Laplace approximation
+GLMM_FITS = {
+    case.name: case
+    for case in (
+        Case(
+            "cbpp",
+            "cbpp: binomial counts, one factor",
+            "cbind(incidence, size - incidence) ~ period + (1 | herd)",
+            "binomial",
+            _cbpp,
+            {"glmm": "cbind(incidence, healthy) ~ period + (1 | herd)"},
+        ),
+        Case(
+            "contraception_cm3",
+            "Contraception cm3: binary, random intercept",
+            f"use ~ {_CM} + (1 | district)",
+            "binomial",
+            _contraception,
+            {"glmm": f"use01 ~ {_CM} + (1 | district)"},
+        ),
+        Case(
+            "contraception_cm4",
+            "Contraception cm4: binary, random intercept and slope",
+            f"use ~ {_CM} + (urban | district)",
+            "binomial",
+            _contraception,
+            {"glmm": f"use01 ~ {_CM} + (urban | district)"},
+        ),
+        Case(
+            "grouseticks",
+            "grouseticks: Poisson, three factors",
+            "TICKS ~ YEAR + cHEIGHT + (1 | BROOD) + (1 | INDEX) + (1 | LOCATION)",
+            "poisson",
+            lambda: _bundled("grouseticks"),
+        ),
+        Case(
+            "verbagg",
+            "VerbAgg: binary, two crossed factors",
+            "r2 ~ (Anger + Gender + btype + situ)^2 + (1 | id) + (1 | item)",
+            "binomial",
+            _verbagg,
+            {"glmm": f"r01 ~ {' + '.join([*_VERBAGG, *_PAIRS])} + (1 | id) + (1 | item)"},
+        ),
+        Case(
+            "maximal",
+            "maximal crossed model (simulated): binary, 60 subjects x 40 items, 2 x 21 covariance parameters",
+            f"y ~ {_X} + ({_X} | subj) + ({_X} | item)",
+            "binomial",
+            maximal,
+            long=True,
+        ),
+        Case(
+            "insteval",
+            "InstEval, y > 3: binary, three crossed factors, 73,421 rows",
+            INSTEVAL_FORMULA,
+            "binomial",
+            insteval,
+            {"glmm": "y01 ~ service + (1 | s) + (1 | d) + (1 | cell)"},
+            long=True,
+        ),
+    )
+}

@@ -1,0 +1,224 @@
+"""Markdown tables from results. ``python -m benchmarks.report RESULTS.json`` prints one again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left and the others to the right."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def seconds(record: Record, name: str) -> float | None:
+    value = record.get("times", {}).get(name)
+    return None if value is None else float(value["median"])
+
+
+def show_time(value: float | None) -> str:
+    """Seconds with three digits, in the unit that reads best."""
+    if value is None:
+        return ""
+    return f"{1e3 * value:.3g} ms" if value < 1.0 else f"{value:.3g} s" if value < 100.0 else f"{value:.0f} s"
+
+
+def show_ratio(peer: float | None, own: float | None) -> str:
+    return "" if peer is None or own is None else f"{peer / own:.3g}"
+
+
+def _number(value: float | None, digits: str) -> str:
+    return "" if value is None else format(value, digits)
+
+
+def _label(record: Record) -> str:
+    return record["system"] + (f" ({record['variant']})" if record.get("variant") else "")
+
+
+def _remarks(record: Record) -> str:
+    parts = [] if record["status"] == "ok" else [record["status"]]
+    if record.get("converged") is False and not record.get("message"):
+        parts.append("not converged")
+    parts.append(str(record.get("message") or "")[:120])
+    return "; ".join(p for p in parts if p).replace("|", "\\|")
+
+
+def _find(records: Sequence[Record], system: str, variant: str) -> Record:
+    for record in records:
+        if record["system"] == system and record.get("variant", "") == variant:
+            return record
+    return {}
+
+
+def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record["case"], []).append(record)
+    return grouped
+
+
+def fits(records: list[Record]) -> str:
+    """Ratios of all cases, then one table per case."""
+    from .cases import GLMM_FITS
+
+    ratios, details = [], []
+    for name, group in _by_case(records).items():
+        own = _find(group, "glmmjax", "default")
+        call, refit = seconds(own, "call"), seconds(own, "refit")
+        row = [name, show_time(call), show_time(refit)]
+        for peer in (
+            _find(group, "lme4", "default"),
+            _find(group, "lme4", "calc.derivs=FALSE"),
+            _find(group, "glmm", ""),
+        ):
+            row += [show_ratio(seconds(peer, "call"), call), show_ratio(seconds(peer, "call"), refit)]
+        ratios.append(row)
+        details.append(fit_table(name, group, GLMM_FITS[name].title, GLMM_FITS[name].formula))
+    header = ["case", "glmer()", "refit()"]
+    for peer in ("lme4", "lme4 without derivatives", "glmm"):
+        header += [f"{peer} / glmer()", f"{peer} / refit()"]
+    return (
+        "Warm times of glmmjax, and how many times as long the peers take.\n\n"
+        + table(header, ratios)
+        + "\n"
+        + _FIT_NOTES
+        + "\n"
+        + "\n".join(details)
+    )
+
+
+_FIT_NOTES = """\
+`glmer()`: the whole call on a DataFrame, formula included, and its standard errors. `refit()`: a new
+response to estimates and standard errors. `first`: the first fit of a process, compilation included, imports
+not; `first, cached`: the same in a new process that finds the compiled programs on disk. lme4 stops early by
+default and its standard errors come from finite differences (none without derivatives): `above best` is what
+its objective lacks. lme4's fits of more than half a minute run once. glmm runs with `anova_test="Wald"`,
+without which it refits Poisson models for tests, and has no tolerance to set. `evaluations`: glmmjax counts
+objective and gradient together, and `+` the final Hessian; glmm objective (+ gradient apart) and lme4
+objective, of its last stage. `cores`: processor time over wall time of the warm calls. `above best`: how far
+the objective is above the lowest of all systems on the same data.
+"""
+
+
+def fit_table(name: str, group: Sequence[Record], title: str, formula: str) -> str:
+    """All systems on one case."""
+    rows = []
+    for r in group:
+        evaluations = _number(r.get("evaluations"), "d")
+        if r.get("hessian_evaluations"):
+            evaluations += f" + {r['hessian_evaluations']}"
+        call = r.get("times", {}).get("call", {})
+        repeats = str(call.get("repeats", ""))
+        rows.append(
+            [
+                _label(r),
+                _number(r.get("objective"), ".6f"),
+                _number(r.get("above_best"), ".1e"),
+                evaluations,
+                show_time(seconds(r, "first")),
+                show_time(seconds(r, "first_cached")),
+                show_time(seconds(r, "call")),
+                show_time(seconds(r, "refit")),
+                repeats,
+                _number(call.get("cores_used"), ".2f"),
+                _number(r.get("memory", {}).get("peak"), ".0f"),
+                _remarks(r),
+            ]
+        )
+    header = [
+        "system",
+        "-2 log-likelihood",
+        "above best",
+        "evaluations",
+        "first",
+        "first, cached",
+        "warm call",
+        "warm refit",
+        "repeats",
+        "cores",
+        "peak MB",
+        "remarks",
+    ]
+    n = next((r["rows"] for r in group if r.get("rows")), None)
+    return f"### {title}\n\n`{formula}`{f', {n:,} rows' if n else ''}\n\n{table(header, rows)}"
+
+
+def memory(records: list[Record]) -> str:
+    """One row per design and fit."""
+    from .memory import CASES
+
+    rows, notes = [], []
+    for name, group in _by_case(records).items():
+        notes.append(
+            f"- `{name}`: {CASES[name].title}, `{CASES[name].formula}`. Target: {CASES[name].target}."
+        )
+        for r in group:
+            kept = r.get("memory", {})
+            rows.append(
+                [
+                    f"{name}, {r.get('variant', '')}",
+                    _number(r.get("rows"), ",d"),
+                    str(r.get("levels", "")),
+                    show_time(seconds(r, "first")),
+                    show_time(seconds(r, "call")),
+                    show_time(seconds(r, "refit")),
+                    _number(kept.get("before"), ".0f"),
+                    _number(kept.get("above"), ".0f"),
+                    _number(kept.get("peak"), ".0f"),
+                    _number(r.get("objective"), ".6f"),
+                    _number(r.get("evaluations"), "d"),
+                    _remarks(r),
+                ]
+            )
+    header = [
+        "case",
+        "rows",
+        "levels",
+        "first",
+        "call",
+        "refit",
+        "MB before",
+        "MB above",
+        "peak MB",
+        "-2 log-likelihood",
+        "evaluations",
+        "remarks",
+    ]
+    return "\n".join(notes) + "\n\n" + table(header, rows)
+
+
+def provenance(runs: dict[str, dict[str, Any]]) -> str:
+    """One sentence per run that contributed."""
+    lines = []
+    for date, e in runs.items():
+        versions = ", ".join(
+            f"{k} {e[k]}" for k in ("jax", "jaxlib", "numpy", "pandas", "glmm", "R", "lme4") if e.get(k)
+        )
+        changed = " with uncommitted changes" if e.get("uncommitted_changes") else ""
+        threads = ", ".join(f"{k} {v}" for k, v in e["threads"].items())
+        lines.append(
+            f"- {date}: commit {(e.get('commit') or 'unknown')[:12]}{changed}; Python {e['python']}, "
+            f"{versions}; "
+            f"{e['cpu']}, {e['cores']} cores; {threads}; load average before the run {e['load_average']}; "
+            f"{e['precision']}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def document(result: dict[str, Any], body: str) -> str:
+    """The whole Markdown file of a suite."""
+    top = f"# {result['title']}\n\nGenerated by `python -m benchmarks`."
+    return f"{top}\n\n{body}\n## Runs\n\n{provenance(result['runs'])}"
+
+
+if __name__ == "__main__":
+    from .__main__ import SUITES
+
+    found = json.loads(Path(sys.argv[1]).read_text())
+    print(document(found, SUITES[found["suite"]].report(found["records"])))
