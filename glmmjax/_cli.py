@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .results import MixedModel
+
 _CSV = (".csv", ".csv.gz")
 _PARQUET = (".parquet", ".pq")
 
@@ -68,19 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", metavar="DATA", help="CSV or Parquet file, or a bundled data set")
     fit.add_argument(
         "--family",
-        help='family of the response, as R writes it: binomial, poisson, gaussian, "Gamma(log)", ... '
-        "(default: binomial; gaussian with --REML)",
+        default="binomial",
+        help='family of the response, as R writes it: binomial, "binomial(probit)", poisson, ... (default: binomial)',
     )
     fit.add_argument("--link", help="link function, such as probit or log (default: the family's)")
     fit.add_argument(
         "--nAGQ",
         type=int,
-        default=None,
+        default=1,
         metavar="N",
         help="quadrature points per random effect; 1: Laplace approximation (default), 0: faster and rougher",
-    )
-    fit.add_argument(
-        "--REML", action="store_true", help="restricted maximum likelihood (gaussian, identity link)"
     )
     fit.add_argument("--weights", metavar="COL", help="column of prior weights (trials, for proportions)")
     fit.add_argument("--offset", metavar="COL", help="column added to the linear predictor")
@@ -136,16 +135,12 @@ def _read(data: str) -> pd.DataFrame:
 
 
 def _family(args: argparse.Namespace) -> str:
-    family = args.family if args.family is not None else "gaussian" if args.REML else "binomial"
-    if args.link is not None:
-        if "(" in family:
-            raise ValueError(f"the link is given twice: --family {family} and --link {args.link}")
-        family = f"{family}({args.link})"
-    if args.REML and family.replace(" ", "").lower() not in ("gaussian", "gaussian()", "gaussian(identity)"):
-        raise ValueError(f"--REML is for the gaussian family with identity link, not {family}")
-    if args.REML and args.nAGQ is not None:
-        raise ValueError("--nAGQ does not apply with --REML: a linear mixed model needs no quadrature")
-    return str(family)
+    family: str = args.family
+    if args.link is None:
+        return family
+    if "(" in family:
+        raise ValueError(f"the link is given twice: --family {family} and --link {args.link}")
+    return f"{family}({args.link})"
 
 
 def _fit(args: argparse.Namespace) -> None:
@@ -159,20 +154,17 @@ def _fit(args: argparse.Namespace) -> None:
 
     import glmmjax as gj
 
-    common = {"weights": args.weights, "offset": args.offset}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if args.REML:
-            model = gj.lmer(args.formula, data, REML=True, **common)
-        else:
-            nAGQ = 1 if args.nAGQ is None else args.nAGQ
-            model = gj.glmer(args.formula, data, family=family, nAGQ=nAGQ, **common)
+        model = gj.glmer(
+            args.formula, data, family=family, nAGQ=args.nAGQ, weights=args.weights, offset=args.offset
+        )
         report = None if args.json else str(model.summary())
         # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
         messages = list(
             dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category))
         )
-        record = _record(model, args, family, messages) if args.json else None
+        record = _record(model, args, messages) if args.json else None
     if record is not None:
         print(json.dumps(record, indent=2, allow_nan=False))
         return
@@ -202,34 +194,16 @@ def _text(x: Any) -> str | None:
     return x if isinstance(x, str) else None
 
 
-def _split_family(model: Any, family: str) -> tuple[str, str | None]:
-    """Family and link, from the fitted model where it tells them, else as they were asked for."""
-    name, _, rest = family.replace(" ", "").partition("(")
-    link: str | None = rest.rstrip(")").strip("'\"") or None
-    fitted = getattr(model, "family", None)
-    if isinstance(fitted, str):
-        return _split_family(None, fitted)
-    fitted_link = getattr(fitted, "link", None)
-    fitted_name = getattr(fitted, "name", None)
-    if not isinstance(fitted_link, str):
-        fitted_link = getattr(fitted_link, "name", None)
-    return (fitted_name if isinstance(fitted_name, str) else name), (fitted_link or link)
-
-
-def _record(model: Any, args: argparse.Namespace, family: str, messages: list[str]) -> dict[str, Any]:
+def _record(model: MixedModel, args: argparse.Namespace, messages: list[str]) -> dict[str, Any]:
     """Everything that `--json` prints. Numbers without a finite value are null."""
-    name, link = _split_family(model, family)
-    p_values = getattr(model, "pvalues", None)  # a REML fit may have none
     terms = [str(term) for term in model.fixef.index]
-    columns = [model.fixef, model.bse, model.zvalues, p_values]
-    estimates = [_numbers(c) if c is not None else [None] * len(terms) for c in columns]
+    estimates = [_numbers(c) for c in (model.fixef, model.bse, model.zvalues, model.pvalues)]
     variances = model.VarCorr().to_frame()
     return {
         "formula": args.formula,
-        "family": name,
-        "link": link,
-        "nAGQ": None if args.REML else 1 if args.nAGQ is None else args.nAGQ,
-        "REML": args.REML,
+        "family": model.family.name,
+        "link": model.family.link.name,
+        "nAGQ": model.nAGQ,
         "logLik": _number(model.loglik),
         "AIC": _number(model.aic),
         "BIC": _number(model.bic),

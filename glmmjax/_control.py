@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 CHECKS = ("warn", "ignore", "error")
-OPTIMIZERS = ("bfgs", "newton", "nelder-mead")
+OPTIMIZERS = ("bfgs", "newton", "cobyqa")
 
 
 def unknown_argument(name: str, known: Iterable[str], where: str) -> TypeError:
@@ -24,7 +24,7 @@ class Control:
 
     Args:
         optimizer: "bfgs" (exact gradients, one compiled program), "newton" (exact Hessians),
-            "nelder-mead" (derivative-free, needs SciPy), or an optax gradient transformation such as
+            "cobyqa" (derivative-free, SciPy 1.14 or newer), or an optax gradient transformation such as
             ``optax.lbfgs()``.
         tol: converged when (1/2) g'H^-1 g, the expected further decrease of the deviance, is below it.
         max_evaluations: of deviance and gradient, those for the final Hessian not counted.

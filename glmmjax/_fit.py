@@ -7,7 +7,7 @@ structure, shape) and are shared by first fits and refits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,23 +128,26 @@ class Carry(NamedTuple):
     status: Array
 
 
+def deviance_at(
+    x: Array, carry: Carry, design: Design, family: Family, hessian: str, joint: bool
+) -> tuple[Array, tuple[Carry, Array]]:
+    """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if `joint`."""
+    t, p = design.n_theta, design.p
+    beta = carry.beta if joint else x[t : t + p]
+    phi = jnp.exp(x[t:] if joint else x[t + p :])
+    deviance, at = laplace(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, joint)
+    return deviance, (Carry(at.u, at.beta, at.status), at.iterations)
+
+
 def make_objective(
     design: Design, family: Family, hessian: str, joint: bool, constant: Array
 ) -> Callable[[Array, Carry], tuple[Array, Array, Carry, Array]]:
-    """(x, carry) -> (deviance, gradient, carry, PIRLS iterations); x = (theta, beta, log phi) or theta."""
-    t, p = design.n_theta, design.p
-
-    def value(x: Array, carry: Carry) -> tuple[Array, tuple[Carry, Array]]:
-        beta = carry.beta if joint else x[t : t + p]
-        phi = jnp.exp(x[t:] if joint else x[t + p :])
-        deviance, at = laplace(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, joint)
-        return deviance + constant, (Carry(at.u, at.beta, at.status), at.iterations)
-
-    gradient = jax.value_and_grad(value, has_aux=True)
+    """(x, carry) -> (deviance, gradient, carry, PIRLS iterations)."""
+    gradient = jax.value_and_grad(deviance_at, has_aux=True)
 
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array]:
-        (f, (carry, inner)), g = gradient(x, carry)
-        return f, g, carry, inner
+        (f, (carry, inner)), g = gradient(x, carry, design, family, hessian, joint)
+        return f + constant, g, carry, inner
 
     return objective
 
@@ -215,7 +218,7 @@ class FitStats:
     status: int
     message: str
     restarts: int
-    path: np.ndarray
+    path: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -458,7 +461,9 @@ def _report(
         decrement = float(state.decrement)
     minimum = bool(np.isfinite(values).all() and values.min(initial=0.0) > -1e-6 * scale)
     status = int(state.status)
-    converged = minimum and np.isfinite(float(state.f)) and decrement < 10.0 * float(limits.tol)
+    # BFGS and Newton certify their own tolerance; other searches stop by rules of theirs
+    enough = 1e-7 if external_search else 10.0 * float(limits.tol)
+    converged = minimum and np.isfinite(float(state.f)) and decrement < enough
     if external_search and converged:
         status = opt.CONVERGED
     elif converged and status in (opt.LINE_SEARCH, opt.EVALUATION_LIMIT):

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from ._parse import Formula
 
 
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn at the first caller outside this package, whichever of its functions was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
+
+
 class ConvergenceWarning(UserWarning):
     """The fit did not converge, is singular, or its coefficients run off."""
 
@@ -161,7 +169,7 @@ def _rank_message(frame: ModelData, control: Control) -> None:
     text = f"the fixed-effects columns are linearly dependent; dropped {', '.join(frame.dropped)}"
     if control.check_rank == "error":
         raise DataError(f"{text}: remove them from the formula")
-    warnings.warn(text, UserWarning, stacklevel=4)
+    warn(text, UserWarning)
 
 
 def _check_start(start: dict[str, Any] | None, made: Design, family: Family) -> dict[str, np.ndarray] | None:
@@ -212,15 +220,15 @@ def _speak(model: MixedModel, control: Control, estimates: Estimates) -> None:
         if control.check_grad == "error":
             raise RuntimeError(problems[0])
         for text in problems:
-            warnings.warn(text, ConvergenceWarning, stacklevel=4)
+            warn(text, ConvergenceWarning)
     singular = singular_sentence(model)
     if singular and control.check_singular != "ignore":
         if control.check_singular == "error":
             raise RuntimeError(singular)
-        warnings.warn(singular, ConvergenceWarning, stacklevel=4)
+        warn(singular, ConvergenceWarning)
 
 
-def refit(model: MixedModel, newresp: Any, warn: bool = True) -> MixedModel:
+def refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
     spec, frame, made = model._spec, model._data, model._design
     y = np.asarray(newresp, dtype=float).reshape(-1)

@@ -426,6 +426,11 @@ def get(family: str | Family, link: str | Link | None = None) -> Family:
                 "gj.families.NegativeBinomial(theta=2.0)"
             )
         return NegativeBinomial(theta, link or "log")
+    if key == "gaussian":
+        raise ValueError(
+            "the gaussian family is a linear mixed model, which is not available yet; glmer fits "
+            f"{', '.join(_NAMES)}, negative.binomial(theta), or gj.families.Custom(logpdf, link, aux)"
+        )
     if key not in _NAMES or theta is not None:
         raise ValueError(
             f"unknown family {family!r}; available: {', '.join(_NAMES)}, negative.binomial(theta), "

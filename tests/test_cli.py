@@ -76,22 +76,10 @@ def test_options_reach_the_fit(capsys):
     probit = fit_json(capsys, CBPP, "CBPP", "--link", "probit")
     assert probit["link"] == "probit"
     assert_close(probit["logLik"], reference_model("cbpp_probit")["results"]["logLik"], atol=1e-5)
-    agq = fit_json(capsys, CBPP, "cbpp", "--nAGQ", "9")
-    assert agq["nAGQ"] == 9
-    estimates = [row["estimate"] for row in agq["fixef"]]
-    assert_close(estimates, reference_model("cbpp_nagq9")["results"]["fixef"]["values"], rtol=1e-4)
-
-
-def test_linear_models_by_ml_and_reml(capsys):
-    formula = "Reaction ~ Days + (Days | Subject)"
-    ml = fit_json(capsys, formula, "sleepstudy", "--family", "gaussian")
-    assert_close(ml["logLik"], reference_model("sleep_ml")["results"]["logLik"], atol=1e-6)
-    reml = fit_json(capsys, formula, "sleepstudy", "--REML")
-    assert_close(reml["logLik"], reference_model("sleep_reml")["results"]["logLik"], atol=1e-6)
-    assert reml["REML"] is True and reml["nAGQ"] is None
-    assert reml["VarCorr"][-1]["grp"] == "Residual" and reml["VarCorr"][-1]["var1"] is None
-    offset = fit_json(capsys, formula, "sleepstudy", "--family", "gaussian", "--offset", "off")
-    assert_close(offset["logLik"], reference_model("sleep_offset_ml")["results"]["logLik"], atol=1e-6)
+    joint = fit_json(capsys, *trials, "--nAGQ", "0")
+    assert joint["nAGQ"] == 0
+    estimates = [row["estimate"] for row in joint["fixef"]]
+    assert_close(estimates, reference_model("cbpp_nagq0")["results"]["fixef"]["values"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
@@ -129,7 +117,9 @@ def stub(monkeypatch):
         fixef=pd.Series([1.5, -2.0], terms),
         bse=pd.Series([0.5, np.nan], terms),
         zvalues=pd.Series([3.0, np.nan], terms),
-        pvalues=None,
+        pvalues=pd.Series([0.003, np.nan], terms),
+        nAGQ=1,
+        family=SimpleNamespace(name="binomial", link=SimpleNamespace(name="logit")),
         VarCorr=lambda: SimpleNamespace(to_frame=lambda: rows),
         loglik=np.float64(-10.0),
         aic=26.0,
@@ -151,12 +141,7 @@ def stub(monkeypatch):
         warnings.warn("old interface", DeprecationWarning, stacklevel=2)
         return model
 
-    def lmer(formula, data, **options):
-        calls.append(("lmer", formula, len(data), options))
-        return model
-
     monkeypatch.setattr(glmmjax, "glmer", glmer, raising=False)
-    monkeypatch.setattr(glmmjax, "lmer", lmer, raising=False)
     return calls
 
 
@@ -164,12 +149,10 @@ def test_arguments_are_handed_on(capsys, stub):
     options = ["--link", "cauchit", "--nAGQ", "0", "--weights", "size", "--offset", "prop"]
     assert main(["fit", CBPP, "cbpp", *options]) == 0
     assert main(["fit", CBPP, "cbpp", "--family", "poisson(sqrt)"]) == 0
-    assert main(["fit", CBPP, "cbpp", "--REML", "--weights", "size"]) == 0
     given = {"weights": "size", "offset": "prop"}
     assert stub == [
         ("glmer", CBPP, 56, {"family": "binomial(cauchit)", "nAGQ": 0, **given}),
         ("glmer", CBPP, 56, {"family": "poisson(sqrt)", "nAGQ": 1, "weights": None, "offset": None}),
-        ("lmer", CBPP, 56, {"REML": True, "weights": "size", "offset": None}),
     ]
 
 
@@ -186,11 +169,11 @@ def test_json_has_null_where_there_is_no_number(capsys, stub):
     assert got["BIC"] is None and got["logLik"] == -10.0
     empty = {"std_error": None, "statistic": None, "p_value": None}
     assert got["fixef"][1] == {"term": "x", "estimate": -2.0, **empty}
-    assert got["fixef"][0]["p_value"] is None  # the model has no p-values
+    assert got["fixef"][0]["p_value"] == 0.003
     assert got["VarCorr"][1] == {"grp": "Residual", "var1": None, "var2": None, "vcov": None, "sdcor": None}
     assert got["ngrps"] == {"g": 3} and got["converged"] is True and got["evaluations"] == 7
     assert set(got) == set(
-        "formula family link nAGQ REML logLik AIC BIC objective fixef VarCorr theta ngrps nobs converged "
+        "formula family link nAGQ logLik AIC BIC objective fixef VarCorr theta ngrps nobs converged "
         "singular evaluations messages".split()
     )
 
@@ -225,9 +208,6 @@ def test_other_errors_are_not_hidden(monkeypatch):
         ),
         (["fit", CBPP, "cbpp", "--offset", "log(size)"], "--offset: cbpp has no column 'log(size)'"),
         (["fit", CBPP, "cbpp", "--family", "binomial(logit)", "--link", "probit"], "link is given twice"),
-        (["fit", CBPP, "cbpp", "--REML", "--family", "poisson"], "--REML is for the gaussian family"),
-        (["fit", CBPP, "cbpp", "--REML", "--link", "log"], "--REML is for the gaussian family"),
-        (["fit", CBPP, "cbpp", "--REML", "--nAGQ", "5"], "--nAGQ does not apply"),
         (["fit", CBPP, "cbpp", "--nAGQ", "many"], "invalid int value: 'many'"),
         (["fit", CBPP], "required: DATA"),
         (["fit", CBPP, "cbpp", "--famly", "poisson"], "unrecognized arguments: --famly"),

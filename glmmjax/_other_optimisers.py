@@ -1,0 +1,156 @@
+"""Searches other than the compiled BFGS: Newton, derivative-free, and any optax transformation.
+
+They share the objective, the starting values and the metric of `_fit`, work in coordinates where that
+metric is the identity, and hand their point back to be judged like any other.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+if TYPE_CHECKING:
+    from ._fit import Carry, _Problem
+
+from ._design import Design
+from .families import Family
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+def _evaluate(
+    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
+) -> tuple[Array, Array, Carry, Array]:
+    from ._fit import make_objective
+
+    return make_objective(design, family, hessian, joint, constant)(x, carry)
+
+
+class _Counted:
+    """The objective as plain NumPy, counted, started from the modes of the last finite evaluation."""
+
+    def __init__(self, problem: _Problem, carry: Carry, constant: Array, inverse0: np.ndarray, x0: np.ndarray):
+        self.problem, self.carry, self.constant = problem, carry, constant
+        self.x0, self.root = x0, np.linalg.cholesky(inverse0)
+        self.evaluations = 0
+
+    def at(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """Deviance and gradient at whitened coordinates z."""
+        p = self.problem
+        x = jnp.asarray(self.x(z))
+        f, g, carry, _ = _evaluate(x, self.carry, self.constant, p.design, p.family, p.hessian, p.joint)
+        self.evaluations += 1
+        if np.isfinite(float(f)):
+            self.carry = carry
+        return float(f), self.root.T @ np.asarray(g)
+
+    def x(self, z: np.ndarray) -> np.ndarray:
+        return np.asarray(self.x0 + self.root @ z)
+
+
+def search(
+    problem: _Problem,
+    optimizer: Any,
+    x0: np.ndarray,
+    inverse0: np.ndarray,
+    carry: Carry,
+    constant: Array,
+    tol: float,
+    max_evaluations: int,
+) -> tuple[np.ndarray, int]:
+    """Minimise the deviance from x0 (P,).
+
+    Returns the point found and the number of evaluations. Whether it is a minimum is judged by the caller.
+    """
+    counted = _Counted(problem, carry, constant, inverse0, x0)
+    if optimizer == "newton":
+        z = _newton(counted, tol, max_evaluations)
+    elif optimizer == "cobyqa":
+        z = _cobyqa(counted, max_evaluations)
+    else:
+        z = _optax(counted, optimizer, tol, max_evaluations)
+    return counted.x(z), counted.evaluations
+
+
+def _newton(c: _Counted, tol: float, limit: int) -> np.ndarray:
+    """Newton steps with the exact Hessian, its eigenvalues made positive, halved until the deviance falls."""
+    from ._fit import _hessian
+
+    p = c.problem
+    z = np.zeros_like(c.x0)
+    f, g = c.at(z)
+    while c.evaluations < limit:
+        x = jnp.asarray(c.x(z))
+        H = np.asarray(_hessian(x, c.carry, c.constant, p.design, p.family, p.hessian, p.joint))
+        values, vectors = np.linalg.eigh(c.root.T @ H @ c.root)
+        values = np.maximum(np.abs(values), 1e-6 * np.abs(values).max(initial=1e-300))
+        direction = -vectors @ ((vectors.T @ g) / values)
+        decrement = -0.5 * float(g @ direction)
+        step = 1.0
+        while c.evaluations < limit:
+            f_new, g_new = c.at(z + step * direction)
+            if f_new <= f - 1e-4 * step * decrement or (np.isfinite(f_new) and decrement < 1e-8):
+                break
+            step *= 0.5
+            if step < 1e-10:
+                return z
+        z, f, g = z + step * direction, f_new, g_new
+        if decrement < tol:
+            break
+    return z
+
+
+def _cobyqa(c: _Counted, limit: int) -> np.ndarray:
+    """COBYQA (Ragonneau & Zhang 2024): derivative-free, by quadratic models in a trust region."""
+    from scipy.optimize import minimize
+
+    def value(z: np.ndarray) -> float:
+        f = c.at(z)[0]
+        return f if np.isfinite(f) else 1e30
+
+    options = {"initial_tr_radius": 0.5, "final_tr_radius": 1e-6, "maxfev": limit}
+    out = minimize(value, np.zeros_like(c.x0), method="COBYQA", options=options)
+    return np.asarray(out.x)
+
+
+def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
+    """Any optax transformation; line searches get the value, gradient and value function."""
+    import optax
+
+    p = c.problem
+    transformation = optax.with_extra_args_support(optimizer)
+    root, x0 = jnp.asarray(c.root), jnp.asarray(c.x0)
+
+    @jax.jit
+    def update(z: Array, state: Any, f: Array, g: Array, carry: Carry) -> tuple[Array, Any]:
+        updates, state = transformation.update(
+            g, state, z, value=f, grad=g, value_fn=partial(_differentiable, root, x0, carry, c.constant, p)
+        )
+        return optax.apply_updates(z, updates), state
+
+    z = jnp.zeros_like(x0)
+    state = transformation.init(z)
+    best, best_f = np.asarray(z), np.inf
+    while c.evaluations < limit:
+        f, g = c.at(np.asarray(z))
+        if f < best_f:
+            best, best_f = np.asarray(z), f
+        # in these coordinates the starting metric is the identity, so this estimates the decrement
+        if not np.isfinite(f) or 0.5 * float(g @ g) < tol:
+            break
+        z, state = update(z, state, jnp.asarray(f), jnp.asarray(g), c.carry)
+    return best
+
+
+def _differentiable(
+    root: Array, x0: Array, carry: Carry, constant: Array, problem: _Problem, z: Array
+) -> Array:
+    """The deviance as a differentiable function of whitened coordinates."""
+    from ._fit import deviance_at
+
+    p = problem
+    return deviance_at(x0 + root @ z, carry, p.design, p.family, p.hessian, p.joint)[0] + constant
