@@ -107,8 +107,10 @@ def nested(n_a: int = 10_000, b_per_a: int = 10, rows_per_b: int = 10, seed: int
         {
             "y": (rng.random(n) < 1.0 / (1.0 + np.exp(-eta))).astype(float),
             "x": x,
-            "a": pd.Categorical.from_codes(a, [f"a{i}" for i in range(n_a)]),
-            "b": pd.Categorical.from_codes(cell % b_per_a, [f"b{i}" for i in range(b_per_a)]),
+            "a": pd.Categorical.from_codes(a, dtype=pd.CategoricalDtype([f"a{i}" for i in range(n_a)])),
+            "b": pd.Categorical.from_codes(
+                cell % b_per_a, dtype=pd.CategoricalDtype([f"b{i}" for i in range(b_per_a)])
+            ),
         }
     )
 

@@ -143,11 +143,14 @@ def child(command: Sequence[str], timeout: float, env: dict[str, str] | None = N
             reason = (
                 f"stopped after {timeout:.0f} s" if problem == "timeout" else (tail or ["no message"])[-1]
             )
+            what: Record = {"status": problem, "message": reason}
+            if problem == "timeout":
+                what["stopped_after"] = timeout
             partial = [r for r in records.values() if r.get("status") != "ok"]
             for record in partial:
-                record.update(status=problem, message=reason)
+                record.update(what)
             if not partial:
-                records["(unfinished)"] = {"variant": "", "status": problem, "message": reason}
+                records["(unfinished)"] = {"variant": "", **what}
     return list(records.values())
 
 

@@ -29,8 +29,16 @@ def show_time(value: float | None) -> str:
     return f"{1e3 * value:.3g} ms" if value < 1.0 else f"{value:.3g} s" if value < 100.0 else f"{value:.0f} s"
 
 
-def show_ratio(peer: float | None, own: float | None) -> str:
-    return "" if peer is None or own is None else f"{peer / own:.3g}"
+def show_ratio(peer: Record, own: float | None) -> str:
+    """Warm call of `peer` over `own` seconds; a lower bound where the peer's process ran out of time."""
+    value = seconds(peer, "call")
+    if own is None:
+        return ""
+    if value is not None:
+        return f"{value / own:.3g}"
+    if "stopped_after" in peer and not peer.get("times"):
+        return f"> {peer['stopped_after'] / own:.3g}"
+    return ""
 
 
 def _number(value: float | None, digits: str) -> str:
@@ -77,12 +85,12 @@ def fits(records: list[Record]) -> str:
             _find(group, "lme4", "calc.derivs=FALSE"),
             _find(group, "glmm", ""),
         ):
-            row += [show_ratio(seconds(peer, "call"), call), show_ratio(seconds(peer, "call"), refit)]
+            row += [show_ratio(peer, call), show_ratio(peer, refit)]
         ratios.append(row)
         details.append(fit_table(name, group, GLMM_FITS[name].title, GLMM_FITS[name].formula))
     header = ["case", "glmer()", "refit()"]
-    for peer in ("lme4", "lme4 without derivatives", "glmm"):
-        header += [f"{peer} / glmer()", f"{peer} / refit()"]
+    for title in ("lme4", "lme4 without derivatives", "glmm"):
+        header += [f"{title} / glmer()", f"{title} / refit()"]
     return (
         "Warm times of glmmjax, and how many times as long the peers take.\n\n"
         + table(header, ratios)

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from glmmjax._errors import DataError, FormulaError
-from glmmjax._frame import ModelData, build, independent_columns, label_of
+from glmmjax._columns import label_of
+from glmmjax._frame import ModelData, build
+from glmmjax._matrix import independent_columns
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "model_matrix.json").read_text())
 TOL = 1e-12  # the JSON holds 15 significant digits
@@ -42,7 +44,9 @@ def _close(ours, theirs, tol=TOL):
 
 def _full(m: ModelData) -> np.ndarray:
     """The model matrix before aliased columns were dropped."""
-    from glmmjax._frame import Evaluator, Table, _new_matrix
+    from glmmjax._columns import Table
+    from glmmjax._evaluate import Evaluator
+    from glmmjax._frame import _new_matrix
 
     return _new_matrix(m._fixed, Evaluator(Table(DATA), m.formula.text, m._state, m._levels, False))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glmmjax import _frame, _parse
+from glmmjax import _evaluate, _parse
 from glmmjax._errors import FormulaError
 from glmmjax._parse import Binary, Name, Num, deparse, format_number, is_nested, parse, update
 
@@ -196,8 +196,8 @@ def test_numbers_as_r():
 
 
 def test_every_function_the_parser_knows_is_evaluated():
-    methods = {n.removeprefix("do_") for n, _ in inspect.getmembers(_frame.Evaluator) if n.startswith("do_")}
-    available = methods | set(_frame._ELEMENTWISE)
+    methods = {n.removeprefix("do_") for n, _ in inspect.getmembers(_evaluate.Evaluator) if n.startswith("do_")}
+    available = methods | set(_evaluate._ELEMENTWISE)
     assert {n.replace(".", "_") for n in _parse.FUNCTIONS} == available
 
 
