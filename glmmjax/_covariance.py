@@ -34,6 +34,12 @@ class Unstructured:
         rows, cols = self.index()
         return jnp.zeros((self.k, self.k), theta.dtype).at[rows, cols].set(theta)
 
+    def host_factor(self, theta: np.ndarray) -> np.ndarray:
+        """`factor` in NumPy: on the host it saves a dozen dispatches."""
+        T = np.zeros((self.k, self.k))
+        T[self.index()] = theta
+        return T
+
     def theta_of(self, T: np.ndarray) -> np.ndarray:
         """T (k, k) lower triangular -> theta."""
         return T[self.index()]
@@ -41,6 +47,21 @@ class Unstructured:
     def start(self) -> np.ndarray:
         """Identity T."""
         return self.theta_of(np.eye(self.k))
+
+    def theta_near(self, cov: np.ndarray) -> np.ndarray:
+        """theta of the covariance (k, k) of this structure nearest to cov, which is positive definite."""
+        return self.theta_of(np.linalg.cholesky(cov))
+
+    def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
+        """Rough second derivatives of the deviance in theta (n_theta,), from m levels.
+
+        For one column that is 4 m r^2 / theta^2, the expected information of a balanced Gaussian design,
+        r being the reliability of the conditional modes.
+        """
+        rows, cols = self.index()
+        scale = np.sqrt(np.square(self.host_factor(theta)).sum(axis=1))
+        size = np.where(rows == cols, 4.0, 2.0) * m
+        return size * reliability[rows] * reliability[cols] / scale[rows] ** 2
 
     def on_diagonal(self) -> np.ndarray:
         """Which entries of theta lie on the diagonal of T."""
@@ -84,11 +105,20 @@ class Diagonal:
     def factor(self, theta: Array) -> Array:
         return jnp.diag(theta)
 
+    def host_factor(self, theta: np.ndarray) -> np.ndarray:
+        return np.diag(theta)
+
     def theta_of(self, T: np.ndarray) -> np.ndarray:
         return np.diag(T).copy()
 
     def start(self) -> np.ndarray:
         return np.ones(self.k)
+
+    def theta_near(self, cov: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.diag(cov))
+
+    def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
+        return 4.0 * m * np.square(reliability / theta)
 
     def on_diagonal(self) -> np.ndarray:
         return np.ones(self.k, bool)

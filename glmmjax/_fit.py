@@ -7,6 +7,7 @@ structure, shape) and are shared by first fits and refits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,13 +20,13 @@ from jax import Array
 from . import _optimise as opt
 from ._covariance import Unstructured, semidefinite_cholesky
 from ._design import Design, factors, linear_predictor
-from ._linalg import factorise, solve, weighted_products
+from ._linalg import sandwich, factorise, solve, spd_inverse, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import (
     CONVERGED,
     Blocked,
     Parameters,
-    _border,
+    border,
     find_mode,
     fixed_information,
     safe_weights,
@@ -38,8 +39,6 @@ from .families import Family
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
 NEAR_ZERO = 1e-3
 ZERO_COST = 1e-8
-#: curvature of the deviance in each theta, in levels: the starting metric
-THETA_CURVATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -87,39 +86,70 @@ def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
 
 
 class Start(NamedTuple):
-    """Joint penalised fit at the starting theta."""
+    """Joint penalised fit at the starting theta, and what it says about theta."""
 
     beta: Array  # (p,)
     u: Blocked
     information: Array  # (p, p) of beta, u eliminated
+    covariances: tuple[Array, ...]  # per term, one EM step for the covariance (k, k)
+    reliabilities: tuple[Array, ...]  # per term, of the conditional modes (k,)
     constant: Array  # -2 log density constant
     status: Array
 
 
 @partial(jax.jit, static_argnames=("family",))
-def joint_start(theta: Array, phi: Array, beta_candidates: Array, design: Design, family: Family) -> Start:
-    """PIRLS in (u, beta) at theta, from the better of the candidate betas (c, p)."""
+def joint_start(theta: Array, phi: Array, design: Design, family: Family) -> Start:
+    """PIRLS in (u, beta) at theta, for a design in internal units (Xs'Xs = n I).
+
+    It starts from the link of R's mustart regressed on X, or from a constant mean where that is better.
+    """
     u0 = zero_u(design, theta.dtype)
-    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
+    y, weights, X = jnp.asarray(design.y), jnp.asarray(design.weights), jnp.asarray(design.X)
+    offset = jnp.asarray(design.offset)
+    mustart = family.mustart(y, weights)
+    level = (weights * mustart).sum() / weights.sum()
+
+    def candidate(mean: Array) -> Array:
+        target = family.link.eta_of(mean) - offset
+        return X.T @ jnp.where(jnp.isfinite(target), target, 0.0) / design.n
 
     def value(beta: Array) -> Array:
-        eta = jnp.asarray(design.offset) + jnp.asarray(design.X) @ beta
-        kernel = family.kernel(y, eta, weights, phi).sum()
+        kernel = family.kernel(y, offset + X @ beta, weights, phi).sum()
         return jnp.where(jnp.isfinite(kernel), kernel, -jnp.inf)
 
-    values = jnp.stack([value(b) for b in beta_candidates])
-    beta0 = beta_candidates[jnp.argmax(values)]
-    mode = find_mode(Parameters(theta, beta0, phi), design, family, u0, joint=True, tolerance=1e-6)
+    rows, constant = candidate(mustart), candidate(jnp.full_like(mustart, level))
+    beta0 = jnp.where(value(rows) >= value(constant), rows, constant)
+    params = Parameters(theta, beta0, phi)
+    mode = find_mode(params, design, family, u0, joint=True, tolerance=1e-6)
     T = factors(theta, design)
-    eta = linear_predictor(unspool(mode.u, T), mode.beta, design)
+    b = unspool(mode.u, T)
+    eta = linear_predictor(b, mode.beta, design)
     _, score, w = family.derivatives(y, eta, weights, phi)
-    w = w if family.canonical else safe_weights(eta, w, Parameters(theta, mode.beta, phi), design, family)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-    B = _border(w, T, design)
+    w = w if family.canonical else safe_weights(eta, w, params, design, family)
+    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+    factor = factorise(blocks, T, design.plan)
+    B = border(w, T, design)
     g = score_u(score, mode.u, T, design)
     rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
     information, _ = fixed_information(w, score, B, g, solve(factor, rhs, design.plan), design)
-    return Start(mode.beta, mode.u, information, log_density_constant(design, family), mode.status)
+    covariances, reliabilities = [], []
+    for term in design.terms:
+        columns = term.columns
+        t = T[term.block][columns, columns]
+        D, _ = spd_inverse(sandwich(t, blocks.diagonal[term.block][:, columns, columns], t) + jnp.eye(t.shape[0]))
+        effects = b[term.block][:, columns]
+        m = design.n_levels[term.block]
+        covariances.append(effects.T @ effects / m + t @ D.mean(0) @ t.T)
+        reliabilities.append(1.0 - jnp.diagonal(D.mean(0)))
+    return Start(
+        mode.beta,
+        mode.u,
+        information,
+        tuple(covariances),
+        tuple(reliabilities),
+        log_density_constant(design, family),
+        mode.status,
+    )
 
 
 class Carry(NamedTuple):
@@ -185,18 +215,6 @@ def step(
     return opt.advance(make_objective(design, family, hessian, joint, constant), state, inverse0, limits)
 
 
-def beta_candidates(design: Design, family: Family) -> np.ndarray:
-    """Starting values (2, p): the link of R's mustart regressed on X, and a constant mean."""
-    y, w = np.asarray(design.y), np.asarray(design.weights)
-    mustart = np.asarray(family.mustart(jnp.asarray(y), jnp.asarray(w)))
-    rows = np.asarray(family.link.eta_of(jnp.asarray(mustart)))
-    level = np.asarray(family.link.eta_of(jnp.asarray(np.average(mustart, weights=w))))
-    targets = np.stack([rows, np.broadcast_to(level, rows.shape)], axis=1) - np.asarray(design.offset)[:, None]
-    X = np.asarray(design.X)
-    solved: np.ndarray = np.linalg.lstsq(X.T @ X, X.T @ np.where(np.isfinite(targets), targets, 0.0))[0]
-    return solved.T
-
-
 @dataclass(frozen=True)
 class FitStats:
     """How a fit went.
@@ -240,33 +258,53 @@ class Estimates:
     stats: FitStats
 
 
-class _Problem:
-    """One design in internal units, ready to be minimised from any start."""
+class Problem:
+    """One design in internal units on the device, ready to be minimised from any start."""
 
     def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str) -> None:
         scaled, self.scaling = scale_design(design, len(family.phi_names))
-        self.candidates = beta_candidates(scaled, family)
         self.design: Design = jax.device_put(scaled)
         self.original, self.family, self.hessian, self.joint = design, family, hessian, nAGQ == 0
-        self.levels = np.concatenate(
-            [np.full(t.structure.n_theta, design.n_levels[t.block]) for t in design.terms]
-        )
 
-    def start(self, theta: np.ndarray, phi: np.ndarray) -> Start:
-        return joint_start(theta, phi, self.candidates, self.design, self.family)
+    def with_response(self, y: np.ndarray) -> Problem:
+        """The same design with another response; nothing else is copied or scaled again."""
+        other = copy(self)
+        other.original = replace(self.original, y=y)
+        other.design = replace(self.design, y=jax.device_put(y))
+        return other
 
-    def metric(self, start: Start) -> np.ndarray:
-        """Inverse of the first guess of the Hessian."""
-        blocks = [np.diag(1.0 / (THETA_CURVATURE * self.levels))]
-        if not self.joint:
-            blocks.append(_safe_inverse(2.0 * np.asarray(start.information)))
-        blocks.append(np.eye(self.scaling.n_phi) / max(self.design.n, 1))
-        size = sum(b.shape[0] for b in blocks)
-        out, at = np.zeros((size, size)), 0
-        for b in blocks:
-            out[at : at + b.shape[0], at : at + b.shape[0]] = b
-            at += b.shape[0]
-        return out
+    def start(
+        self, theta: np.ndarray | None, beta: np.ndarray | None, phi: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Carry, Array]:
+        """Point, inverse metric, carry and constant to start from, in internal units."""
+        design, p = self.original, self.original.p
+        # the joint fit is at identity factors, or at the user's theta (units of the data)
+        theta0 = design.theta_start if theta is None else self.scaling.c * theta
+        begin = joint_start(theta0, phi, self.design, self.family)
+        host = jax.device_get(begin._replace(u=()))
+        good = int(host.status) == CONVERGED
+        blocks, parts = [], []
+        u = begin.u
+        for term, cov, r in zip(design.terms, host.covariances, host.reliabilities, strict=True):
+            part = theta0[term.theta]
+            size = float(np.trace(cov)) / cov.shape[0]
+            reliable = np.clip(np.nan_to_num(r, nan=1.0), 0.05, 1.0)
+            if theta is None and good and np.isfinite(size):
+                # one EM step from the identity; kept off the boundary
+                part = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * np.eye(cov.shape[0]))
+            at = part if theta is None else term.structure.start()
+            curvature = term.structure.curvature(at, design.n_levels[term.block], reliable)
+            parts.append(part)
+            blocks.append(np.diag(1.0 / curvature))
+        beta_s = host.beta if beta is None else self.scaling.A @ beta
+        x = [*parts, np.log(phi)] if self.joint else [*parts, beta_s, np.log(phi)]
+        if not self.joint and p:
+            blocks.append(_safe_inverse(2.0 * host.information))
+        blocks += [np.eye(1) / design.n] * phi.size
+        if not good:
+            u = zero_u(self.design, jnp.float64)
+        carry = Carry(u, jnp.asarray(beta_s), jnp.zeros((), jnp.int32))
+        return np.concatenate(x), _block_diagonal(blocks), carry, begin.constant
 
     def run(
         self, x0: np.ndarray, inverse0: np.ndarray, carry: Carry, constant: Array, limits: opt.Limits, verbose: Any
@@ -291,6 +329,15 @@ class _Problem:
         return self.scaling.jacobian(self.joint) @ parameters
 
 
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    size = sum(b.shape[0] for b in blocks)
+    out, at = np.zeros((size, size)), 0
+    for b in blocks:
+        out[at : at + b.shape[0], at : at + b.shape[0]] = b
+        at += b.shape[0]
+    return out
+
+
 def _safe_inverse(H: np.ndarray) -> np.ndarray:
     """Inverse of a symmetric matrix with its eigenvalues held away from 0."""
     values, vectors = np.linalg.eigh(0.5 * (H + H.T))
@@ -305,10 +352,7 @@ def _print_progress(evaluation: int, deviance: float, parameters: np.ndarray) ->
 
 
 def estimate(
-    design: Design,
-    family: Family,
-    nAGQ: int,
-    hessian: str,
+    problem: Problem,
     start: dict[str, np.ndarray] | None = None,
     tol: float = 1e-10,
     max_evaluations: int = 500,
@@ -319,38 +363,25 @@ def estimate(
     """Minimise the deviance of a design.
 
     Args:
-        nAGQ: 0 (beta inside PIRLS) or 1 (Laplace).
         start: any of "theta" (n_theta,), "beta" (p,), "phi" (n_phi,).
         verbose: False, True, or a callable (evaluation, deviance, parameters).
     """
-    problem = _Problem(design, family, nAGQ, hessian)
     start = start or {}
-    theta0 = start.get("theta")
-    # user's theta are in the units of the data, the default is the identity in internal units
-    theta = design.theta_start if theta0 is None else problem.scaling.c * np.asarray(theta0, float)
-    phi = np.asarray(start.get("phi", family.phi_start()), float).reshape(-1)
-    begin = problem.start(theta, phi)
-    beta = np.asarray(begin.beta)
-    if "beta" in start:
-        beta = problem.scaling.A @ np.asarray(start["beta"], float)
-    log_phi = np.log(phi)
-    x0 = np.concatenate([theta, log_phi] if problem.joint else [theta, beta, log_phi])
-    inverse0 = problem.metric(begin)
-    carry = Carry(begin.u, jnp.asarray(beta), begin.status)
-    if int(begin.status) != CONVERGED:
-        carry = Carry(zero_u(problem.design, jnp.float64), jnp.asarray(beta), jnp.zeros_like(begin.status))
+    phi = np.asarray(start.get("phi", problem.family.phi_start()), float).reshape(-1)
+    x0, inverse0, carry, constant = problem.start(start.get("theta"), start.get("beta"), phi)
     limits = opt.Limits(tol, max_evaluations, True)
     extra = 0
     if optimizer != "bfgs":
         from ._other_optimisers import search
 
-        x0, extra = search(problem, optimizer, x0, inverse0, carry, begin.constant, tol, max_evaluations)
+        x0, extra = search(problem, optimizer, x0, inverse0, carry, constant, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
-    state = problem.run(x0, inverse0, carry, begin.constant, limits, verbose)
-    restarts = 0
-    state, restarts, more = _leave_saddles(problem, state, inverse0, begin.constant, limits, verbose)
-    state, further = _settle_singular(problem, state, begin.constant, limits)
-    return _report(problem, state, begin, restarts, extra + more + further, exact, limits, optimizer != "bfgs")
+    state = jax.device_get(problem.run(x0, inverse0, carry, constant, limits, verbose))
+    state, restarts, more = _leave_saddles(problem, state, inverse0, constant, limits, verbose)
+    state, further = _settle_singular(problem, state, constant, limits)
+    if exact:
+        state = state._replace(hessian=exact_hessian(problem, state, constant))
+    return _report(problem, state, restarts, extra + more + further, limits, optimizer != "bfgs")
 
 
 def _eigen(state: opt.State) -> tuple[np.ndarray, np.ndarray]:
@@ -363,7 +394,7 @@ def _eigen(state: opt.State) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leave_saddles(
-    problem: _Problem, state: opt.State, inverse0: np.ndarray, constant: Array, limits: opt.Limits, verbose: Any
+    problem: Problem, state: opt.State, inverse0: np.ndarray, constant: Array, limits: opt.Limits, verbose: Any
 ) -> tuple[opt.State, int, int]:
     """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
     restarts, extra = 0, 0
@@ -375,7 +406,7 @@ def _leave_saddles(
         x, direction = np.asarray(state.x), vectors[:, int(np.argmin(values))]
         # the size of a random effect's sd in internal units, not that of the tiny curvature
         trial = x + 0.3 * direction / np.abs(direction).max()
-        again = problem.run(trial, inverse0, state.carry, constant, limits, verbose)
+        again = jax.device_get(problem.run(trial, inverse0, state.carry, constant, limits, verbose))
         extra += int(state.search_evaluations)
         restarts += 1
         if not float(again.f) < float(state.f) - 1e-9:
@@ -385,7 +416,7 @@ def _leave_saddles(
 
 
 def _settle_singular(
-    problem: _Problem, state: opt.State, constant: Array, limits: opt.Limits
+    problem: Problem, state: opt.State, constant: Array, limits: opt.Limits
 ) -> tuple[opt.State, int]:
     """Report singular factors in canonical form: columns near 0 at exactly 0, rank-deficient T re-factored."""
     extra = 0
@@ -396,7 +427,7 @@ def _settle_singular(
     proposal = theta.copy()
     for term in design.terms:
         part = theta[term.theta]
-        T = np.asarray(term.structure.factor(jnp.asarray(part)))
+        T = term.structure.host_factor(part)
         norms = np.linalg.norm(T, axis=0)
         if isinstance(term.structure, Unstructured) and term.structure.k > 1 and np.abs(np.diag(T)).min() < NEAR_ZERO:
             T = semidefinite_cholesky(T @ T.T, tol=NEAR_ZERO**2 * 1e-2)
@@ -408,7 +439,7 @@ def _settle_singular(
     x0 = x.copy()
     x0[:t] = proposal * problem.scaling.c
     once = limits._replace(max_evaluations=1)
-    settled = problem.run(x0, np.asarray(state.inverse), state.carry, constant, once, False)
+    settled = jax.device_get(problem.run(x0, state.inverse, state.carry, constant, once, False))
     extra += int(settled.search_evaluations)
     if float(settled.f) <= float(state.f) + ZERO_COST:
         stats = {
@@ -422,12 +453,10 @@ def _settle_singular(
 
 
 def _report(
-    problem: _Problem,
+    problem: Problem,
     state: opt.State,
-    begin: Start,
     restarts: int,
     extra: int,
-    exact: bool,
     limits: opt.Limits,
     external_search: bool,
 ) -> Estimates:
@@ -435,8 +464,6 @@ def _report(
     J = problem.scaling.jacobian(joint)
     t, p = design.n_theta, design.p
     x, g, H = np.asarray(state.x), np.asarray(state.g), np.asarray(state.hessian)
-    if exact:
-        H = exact_hessian(problem, state, begin.constant)
     parameters = problem.external(x)
     theta = parameters[:t].copy()
     beta_s = np.asarray(state.carry.beta) if joint else x[t : t + p]
@@ -444,7 +471,7 @@ def _report(
     signs = np.ones(J.shape[0])
     u = [np.array(block) for block in state.carry.u]
     for term in design.terms:
-        T = np.asarray(term.structure.factor(jnp.asarray(theta[term.theta])))
+        T = term.structure.host_factor(theta[term.theta])
         flips = term.structure.flip(T)
         if (flips < 0).any():
             signs[term.theta] = np.where(
@@ -495,7 +522,7 @@ def _report(
     )
 
 
-def exact_hessian(problem: _Problem, state: opt.State, constant: Array) -> np.ndarray:
+def exact_hessian(problem: Problem, state: opt.State, constant: Array) -> np.ndarray:
     """Hessian of the deviance in internal units by automatic differentiation."""
     return np.asarray(
         _hessian(state.x, state.carry, constant, problem.design, problem.family, problem.hessian, problem.joint)

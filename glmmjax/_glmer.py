@@ -13,7 +13,7 @@ from ._control import Control, as_control, unknown_argument
 from ._covariance import Unstructured
 from ._design import Design, design_arrays
 from ._errors import DataError
-from ._fit import Estimates, estimate
+from ._fit import Problem, estimate
 from ._frame import ModelData, build
 from ._objective import resolve_hessian
 from ._precision import persistent_cache, x64
@@ -112,8 +112,9 @@ def glmer(
     )
     if notes:
         frame = replace(frame, notes=(*frame.notes, *notes))
-    with persistent_cache():
-        return _fit(spec, frame, made, _check_start(start, made, family), verbose)
+    begin = _check_start(start, made, family)
+    with persistent_cache(), x64():
+        return _fit(spec, frame, Problem(made, family, nAGQ, kind), begin, verbose)
 
 
 _LATER = {
@@ -191,28 +192,18 @@ def _check_start(start: dict[str, Any] | None, made: Design, family: Family) -> 
 
 
 def _fit(
-    spec: ModelSpec, frame: ModelData, made: Design, start: dict[str, np.ndarray] | None, verbose: Any
+    spec: ModelSpec, frame: ModelData, problem: Problem, start: dict[str, np.ndarray] | None, verbose: Any
 ) -> MixedModel:
     control = spec.control
-    with x64():
-        estimates = estimate(
-            made,
-            spec.family,
-            spec.nAGQ,
-            spec.hessian,
-            start,
-            control.tol,
-            control.max_evaluations,
-            control.optimizer,
-            control.exact,
-            verbose,
-        )
-    model = MixedModel(spec, frame, made, estimates)
-    _speak(model, control, estimates)
+    estimates = estimate(
+        problem, start, control.tol, control.max_evaluations, control.optimizer, control.exact, verbose
+    )
+    model = MixedModel(spec, frame, problem, estimates)
+    _speak(model, control)
     return model
 
 
-def _speak(model: MixedModel, control: Control, estimates: Estimates) -> None:
+def _speak(model: MixedModel, control: Control) -> None:
     from ._summary import convergence_problems, singular_sentence
 
     problems = convergence_problems(model)
@@ -239,7 +230,9 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
     if not np.isfinite(y).all():
         raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
     spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
-    return _fit(spec, replace(frame, y=y), replace(made, y=np.ascontiguousarray(y)), None, False)
+    with x64():
+        problem = model._problem.with_response(np.ascontiguousarray(y))
+        return _fit(spec, replace(frame, y=y), problem, None, False)
 
 
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:

@@ -158,7 +158,7 @@ def weighted_products(zs: tuple[Array, ...], levels: tuple[Array, ...], ms: tupl
     return Blocks(tuple(diagonal), tuple(pairs))
 
 
-def _sandwich(left: Array, A: Array, right: Array) -> Array:
+def sandwich(left: Array, A: Array, right: Array) -> Array:
     """left' A right for a batch of blocks A (m, k, k')."""
     if left.shape[0] == right.shape[0] == 1:
         return A * (left * right)
@@ -176,11 +176,11 @@ def factorise(
     """
     D = []
     for g, (A, T) in enumerate(zip(blocks.diagonal, Ts, strict=True)):
-        D.append(_sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype))
+        D.append(sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype))
         if shift is not None:
             D[g] = D[g] + shift[g]
     C = [
-        _sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)
+        sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)
     ]
     size, first_dense = plan.size, plan.n_eliminated
     dtype = D[0].dtype

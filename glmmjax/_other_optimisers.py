@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
-    from ._fit import Carry, _Problem
+    from ._fit import Carry, Problem
 
 from ._design import Design
 from .families import Family
@@ -33,7 +33,7 @@ def _evaluate(
 class _Counted:
     """The objective as plain NumPy, counted, started from the modes of the last finite evaluation."""
 
-    def __init__(self, problem: _Problem, carry: Carry, constant: Array, inverse0: np.ndarray, x0: np.ndarray):
+    def __init__(self, problem: Problem, carry: Carry, constant: Array, inverse0: np.ndarray, x0: np.ndarray):
         self.problem, self.carry, self.constant = problem, carry, constant
         self.x0, self.root = x0, np.linalg.cholesky(inverse0)
         self.evaluations = 0
@@ -53,7 +53,7 @@ class _Counted:
 
 
 def search(
-    problem: _Problem,
+    problem: Problem,
     optimizer: Any,
     x0: np.ndarray,
     inverse0: np.ndarray,
@@ -147,7 +147,7 @@ def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
 
 
 def _differentiable(
-    root: Array, x0: Array, carry: Carry, constant: Array, problem: _Problem, z: Array
+    root: Array, x0: Array, carry: Carry, constant: Array, problem: Problem, z: Array
 ) -> Array:
     """The deviance as a differentiable function of whitened coordinates."""
     from ._fit import deviance_at

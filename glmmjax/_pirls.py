@@ -90,7 +90,7 @@ def score_u(score: Array, u: Blocked, T: Blocked, design: Design) -> Blocked:
     return tuple(out)
 
 
-def _border(w: Array, T: Blocked, design: Design) -> Blocked:
+def border(w: Array, T: Blocked, design: Design) -> Blocked:
     """Lambda'Z'WX per block (m, k, p)."""
     out = []
     wX = w[:, None] * design.X
@@ -120,7 +120,7 @@ def newton_step(
         ok = jnp.isfinite(factor.logdet) & jnp.isfinite(decrement) & (decrement >= 0.0)
         return _Step(du, dbeta, jnp.asarray(decrement), ok), factor
     # border the system by X: u first, then beta by its Schur complement
-    B = _border(w, T, design)
+    B = border(w, T, design)
     rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
     solved = solve(factor, rhs, design.plan)
     information, g_beta = fixed_information(w, score, B, g, solved, design)
@@ -301,7 +301,7 @@ def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> 
         du = tuple(x[..., 0] for x in solve(factor, rhs, design.plan))
         dbeta = d_leaves[1] if 1 in active else jnp.zeros_like(mode.beta)
         return mode, Mode(du, dbeta, *zero_int)
-    B = _border(w, T, design)
+    B = border(w, T, design)
     HB = solve(factor, B, design.plan)
     Hg = solve(factor, rhs, design.plan)
     X = jnp.asarray(design.X)

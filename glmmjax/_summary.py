@@ -43,8 +43,10 @@ def separated_columns(model: MixedModel) -> list[str]:
     X = np.asarray(model._design.X)
     spread = np.abs(X).max(axis=0, initial=0.0)
     beta = np.abs(model.beta) * spread
+    if not (beta > 10.0).any():
+        return []
     with np.errstate(invalid="ignore"):
-        se = model.bse.to_numpy() * spread
+        se = model._standard_errors * spread
     off = (beta > 10.0) & ~(se < beta)
     return [name for name, bad in zip(model._data.x_names, off, strict=True) if bad]
 

@@ -152,11 +152,11 @@ class Binomial(Family):
         if self.link is links.logit:
             mu = links.logistic(eta)
             return weights * mu * (1.0 - mu)
-        # mu'^2 / (mu (1 - mu)) on the log scale: both logarithms stay finite where mu rounds to 0 or 1
+        # mu'^2 / (mu (1 - mu)) as the product of two slopes that stay finite where mu rounds to 0 or 1
         ones = jnp.ones_like(eta)
-        log_mu, slope = jax.jvp(self.link.log_mu, (eta,), (ones,))
-        log1m_mu = self.link.log1m_mu(eta)
-        return weights * slope * slope * jnp.exp(log_mu - log1m_mu)
+        _, slope = jax.jvp(self.link.log_mu, (eta,), (ones,))
+        _, slope1m = jax.jvp(self.link.log1m_mu, (eta,), (ones,))
+        return -weights * slope * slope1m
 
     def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
         bad = (y < 0.0) | (y > 1.0)

@@ -22,10 +22,10 @@ from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
 from ._errors import DataError
-from ._fit import Estimates, FitStats
+from ._fit import Estimates, FitStats, Problem
 from ._linalg import block_diagonal_inverse, factorise, solve, weighted_products
 from ._objective import laplace, log_density_constant
-from ._pirls import Blocked, Parameters, _border, fixed_information, score_u, unspool
+from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
 from ._precision import x64
 from .families import Family
 
@@ -58,7 +58,7 @@ def _pieces(
     w, T = _working_weights(params, u, design, family, hessian)
     factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
     zero = jnp.zeros_like(w)
-    B = _border(w, T, design)
+    B = border(w, T, design)
     g = score_u(zero, u, T, design)
     rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
     information, _ = fixed_information(w, zero, B, g, solve(factor, rhs, design.plan), design)
@@ -99,7 +99,7 @@ def _leverages(params: Parameters, u: Blocked, design: Design, family: Family, h
         factor = factorise(
             weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan
         )
-        B = _border(w, T, design)
+        B = border(w, T, design)
         X = jnp.asarray(design.X)
         information = X.T @ (w[:, None] * X)
         for b, s in zip(B, solve(factor, B, design.plan), strict=True):
@@ -172,8 +172,9 @@ class MixedModel:
     Numbers are NumPy or pandas float64; theta and every random-effects table are in lme4's order.
     """
 
-    def __init__(self, spec: ModelSpec, data: ModelData, design: Design, estimates: Estimates) -> None:
-        self._spec, self._data, self._design, self._estimates = spec, data, design, estimates
+    def __init__(self, spec: ModelSpec, data: ModelData, problem: Problem, estimates: Estimates) -> None:
+        self._spec, self._data, self._problem, self._estimates = spec, data, problem, estimates
+        self._design: Design = problem.original
 
     # ---- estimates ---------------------------------------------------------------------------------
     @property
@@ -240,7 +241,7 @@ class MixedModel:
     def _T(self) -> list[np.ndarray]:
         """Per term, the relative factor (k, k)."""
         theta = self._estimates.theta
-        return [np.asarray(t.structure.factor(jnp.asarray(theta[t.theta]))) for t in self._design.terms]
+        return [t.structure.host_factor(theta[t.theta]) for t in self._design.terms]
 
     @cached_property
     def _b(self) -> list[np.ndarray]:
@@ -415,24 +416,31 @@ class MixedModel:
         if type not in ("hessian", "rx"):
             raise ValueError(f"vcov type must be 'hessian' or 'rx', got {type!r}")
         names = list(self._data.x_names)
-        if type == "rx" or (self.nAGQ == 0 and not full):
-            if full:
-                raise ValueError("vcov(full=True) needs type='hessian'")
-            return pd.DataFrame(_symmetric_inverse(self._laplace_pieces[1]), names, names)
+        if not full:
+            return pd.DataFrame(self._fixed_covariance(type), names, names)
+        if type == "rx":
+            raise ValueError("vcov(full=True) needs type='hessian'")
         if self.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 has no joint covariance of theta and beta; fit with nAGQ = 1")
-        t, p = self._design.n_theta, self._design.p
-        V = self._outer_covariance
-        if full:
-            labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
-            return pd.DataFrame(V, labels, labels)
-        return pd.DataFrame(V[t : t + p, t : t + p], names, names)
+        labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
+        return pd.DataFrame(self._outer_covariance, labels, labels)
 
     @property
     def bse(self) -> pd.Series:
         """Standard errors of the fixed effects."""
-        V = np.diag(self.vcov().to_numpy())
-        return pd.Series(np.sqrt(np.where(V >= 0.0, V, np.nan)), index=list(self._data.x_names), name="std_error")
+        return pd.Series(self._standard_errors, index=list(self._data.x_names), name="std_error")
+
+    @cached_property
+    def _standard_errors(self) -> np.ndarray:
+        V = np.diag(self._fixed_covariance("hessian"))
+        return np.sqrt(np.where(V >= 0.0, V, np.nan))
+
+    def _fixed_covariance(self, type: str) -> np.ndarray:
+        """(p, p) covariance of the fixed effects; nAGQ = 0 has "rx" only."""
+        if type == "rx" or self.nAGQ == 0:
+            return _symmetric_inverse(self._laplace_pieces[1])
+        t, p = self._design.n_theta, self._design.p
+        return self._outer_covariance[t : t + p, t : t + p]
 
     @property
     def zvalues(self) -> pd.Series:
