@@ -8,10 +8,17 @@ Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 2.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+
+@cache
+def _lower_by_columns(k: int) -> tuple[np.ndarray, np.ndarray]:
+    cols, rows = np.triu_indices(k)
+    return rows, cols
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,7 @@ class Unstructured:
 
     def index(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of T in the order of theta."""
-        cols, rows = np.triu_indices(self.k)
-        return rows, cols
+        return _lower_by_columns(self.k)
 
     def factor(self, theta: Array) -> Array:
         """(n_theta,) -> T, (k, k) lower triangular."""

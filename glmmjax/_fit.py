@@ -39,6 +39,8 @@ from .families import Family
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
 NEAR_ZERO = 1e-3
 ZERO_COST = 1e-8
+#: evaluations whose point and deviance are kept
+PATH_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def joint_start(theta: Array, phi: Array, design: Design, family: Family) -> Sta
 
 
 class Carry(NamedTuple):
+    """Modes of the last accepted evaluation, where the next one starts."""
+
     u: Blocked
     beta: Array
     status: Array
@@ -194,10 +198,10 @@ def run(
     hessian: str,
     joint: bool,
     path_length: int,
-) -> opt.State:
+) -> opt.Found:
     """The whole fit as one program (BFGS, then the Hessian)."""
     objective = make_objective(design, family, hessian, joint, constant)
-    return opt.minimise(objective, x0, inverse0, carry0, limits, path_length)
+    return opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length))
 
 
 @partial(jax.jit, static_argnames=("family", "hessian", "joint"))
@@ -303,22 +307,24 @@ class Problem:
         blocks += [np.eye(1) / design.n] * phi.size
         if not good:
             u = zero_u(self.design, jnp.float64)
-        carry = Carry(u, jnp.asarray(beta_s), jnp.zeros((), jnp.int32))
+        carry = Carry(u, beta_s, np.zeros((), np.int32))
         return np.concatenate(x), _block_diagonal(blocks), carry, begin.constant
 
     def run(
         self, x0: np.ndarray, inverse0: np.ndarray, carry: Carry, constant: Array, limits: opt.Limits, verbose: Any
-    ) -> opt.State:
+    ) -> opt.Found:
+        """Search from x0; the result is on the host."""
         args = (self.design, self.family, self.hessian, self.joint)
-        length = 64
         if not verbose:
-            return run(x0, inverse0, carry, limits, constant, *args, length)
+            out: opt.Found = jax.device_get(run(x0, inverse0, carry, limits, constant, *args, PATH_LENGTH))
+            return out
         report = verbose if callable(verbose) else _print_progress
-        state = opt.initial_state(jnp.asarray(x0), jnp.asarray(inverse0), carry, length)
+        state = opt.initial_state(jnp.asarray(x0), jnp.asarray(inverse0), carry, PATH_LENGTH)
         while opt.is_running(state):
             state = step(state, inverse0, limits, constant, *args)
             report(int(state.evaluations), float(state.f), self.external(np.asarray(state.x)))
-        return state
+        out = jax.device_get(opt.found(state))
+        return out
 
     def external(self, x: np.ndarray) -> np.ndarray:
         """Internal parameters -> (theta, beta, log phi), or theta for nAGQ = 0."""
@@ -376,7 +382,7 @@ def estimate(
 
         x0, extra = search(problem, optimizer, x0, inverse0, carry, constant, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
-    state = jax.device_get(problem.run(x0, inverse0, carry, constant, limits, verbose))
+    state = problem.run(x0, inverse0, carry, constant, limits, verbose)
     state, restarts, more = _leave_saddles(problem, state, inverse0, constant, limits, verbose)
     state, further = _settle_singular(problem, state, constant, limits)
     if exact:
@@ -384,7 +390,7 @@ def estimate(
     return _report(problem, state, restarts, extra + more + further, limits, optimizer != "bfgs")
 
 
-def _eigen(state: opt.State) -> tuple[np.ndarray, np.ndarray]:
+def _eigen(state: opt.Found) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and vectors of the Hessian in internal units."""
     H = np.asarray(state.hessian)
     if not np.isfinite(H).all():
@@ -394,8 +400,8 @@ def _eigen(state: opt.State) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leave_saddles(
-    problem: Problem, state: opt.State, inverse0: np.ndarray, constant: Array, limits: opt.Limits, verbose: Any
-) -> tuple[opt.State, int, int]:
+    problem: Problem, state: opt.Found, inverse0: np.ndarray, constant: Array, limits: opt.Limits, verbose: Any
+) -> tuple[opt.Found, int, int]:
     """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
     restarts, extra = 0, 0
     while restarts < 4:
@@ -406,18 +412,18 @@ def _leave_saddles(
         x, direction = np.asarray(state.x), vectors[:, int(np.argmin(values))]
         # the size of a random effect's sd in internal units, not that of the tiny curvature
         trial = x + 0.3 * direction / np.abs(direction).max()
-        again = jax.device_get(problem.run(trial, inverse0, state.carry, constant, limits, verbose))
-        extra += int(state.search_evaluations)
+        again = problem.run(trial, inverse0, state.carry, constant, limits, verbose)
+        extra += state.search_evaluations
         restarts += 1
-        if not float(again.f) < float(state.f) - 1e-9:
+        if not again.f < state.f - 1e-9:
             break
         state = again
     return state, restarts, extra
 
 
 def _settle_singular(
-    problem: Problem, state: opt.State, constant: Array, limits: opt.Limits
-) -> tuple[opt.State, int]:
+    problem: Problem, state: opt.Found, constant: Array, limits: opt.Limits
+) -> tuple[opt.Found, int]:
     """Report singular factors in canonical form: columns near 0 at exactly 0, rank-deficient T re-factored."""
     extra = 0
     design = problem.original
@@ -439,22 +445,21 @@ def _settle_singular(
     x0 = x.copy()
     x0[:t] = proposal * problem.scaling.c
     once = limits._replace(max_evaluations=1)
-    settled = jax.device_get(problem.run(x0, state.inverse, state.carry, constant, once, False))
-    extra += int(settled.search_evaluations)
-    if float(settled.f) <= float(state.f) + ZERO_COST:
-        stats = {
-            name: getattr(state, name) for name in ("search_evaluations", "path", "status")
-        }
-        settled = settled._replace(
-            evaluations=state.evaluations + settled.evaluations, inner=state.inner + settled.inner, **stats
-        )
+    settled = problem.run(x0, state.inverse, state.carry, constant, once, False)
+    extra += settled.search_evaluations
+    if settled.f <= state.f + ZERO_COST:
+        # the search is still the first one; only the point and what was computed there change
+        numbers = settled.numbers.copy()
+        numbers[2], numbers[4] = state.numbers[2], state.numbers[4]
+        numbers[[3, 5]] += state.numbers[[3, 5]]
+        settled = settled._replace(numbers=numbers, path=state.path)
         return settled, extra
     return state, extra
 
 
 def _report(
     problem: Problem,
-    state: opt.State,
+    state: opt.Found,
     restarts: int,
     extra: int,
     limits: opt.Limits,
@@ -463,7 +468,7 @@ def _report(
     design, joint = problem.original, problem.joint
     J = problem.scaling.jacobian(joint)
     t, p = design.n_theta, design.p
-    x, g, H = np.asarray(state.x), np.asarray(state.g), np.asarray(state.hessian)
+    x, g, H = state.x, state.g, state.hessian
     parameters = problem.external(x)
     theta = parameters[:t].copy()
     beta_s = np.asarray(state.carry.beta) if joint else x[t : t + p]
@@ -485,12 +490,12 @@ def _report(
     along = vectors.T @ g
     decrement = 0.5 * float(np.sum(np.where(flat, 0.0, along**2 / np.where(flat, 1.0, values))))
     if not np.isfinite(decrement):
-        decrement = float(state.decrement)
+        decrement = state.decrement
     minimum = bool(np.isfinite(values).all() and values.min(initial=0.0) > -1e-6 * scale)
-    status = int(state.status)
+    status = state.status
     # BFGS and Newton certify their own tolerance; other searches stop by rules of theirs
     enough = 1e-7 if external_search else 10.0 * float(limits.tol)
-    converged = minimum and np.isfinite(float(state.f)) and decrement < enough
+    converged = minimum and np.isfinite(state.f) and decrement < enough
     if external_search and converged:
         status = opt.CONVERGED
     elif converged and status in (opt.LINE_SEARCH, opt.EVALUATION_LIMIT):
@@ -501,15 +506,15 @@ def _report(
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)
     ridge = tuple(int(i) for i in np.flatnonzero(flat))
-    searched = int(state.search_evaluations)
+    searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:
         path = np.concatenate([np.linalg.solve(J, path[:, :-2].T).T, path[:, -2:]], axis=1)
     phi = np.exp(x[t:] if joint else x[t + p :])
     stats = FitStats(
         evaluations=searched + extra,
-        hessian_evaluations=int(state.evaluations) - searched,
-        pirls_iterations=int(state.inner),
+        hessian_evaluations=state.evaluations - searched,
+        pirls_iterations=state.inner,
         decrement=decrement,
         status=status,
         message=opt.MESSAGES[status],
@@ -518,11 +523,11 @@ def _report(
     )
     gradient = (J.T @ g) * signs
     return Estimates(
-        theta, beta, phi, tuple(u), float(state.f), gradient, outer, converged, ridge, stats
+        theta, beta, phi, tuple(u), state.f, gradient, outer, converged, ridge, stats
     )
 
 
-def exact_hessian(problem: Problem, state: opt.State, constant: Array) -> np.ndarray:
+def exact_hessian(problem: Problem, state: opt.Found, constant: Array) -> np.ndarray:
     """Hessian of the deviance in internal units by automatic differentiation."""
     return np.asarray(
         _hessian(state.x, state.carry, constant, problem.design, problem.family, problem.hessian, problem.joint)

@@ -265,6 +265,55 @@ def minimise(
     )
 
 
+class Found(NamedTuple):
+    """End of a search. Its numbers travel to the host as one array: each transfer costs as much as a small fit."""
+
+    x: Any  # (P,)
+    g: Any  # (P,)
+    inverse: Any  # (P, P)
+    hessian: Any  # (P, P)
+    carry: Any
+    path: Any
+    numbers: Any  # f, decrement, status, evaluations, search evaluations, inner iterations
+
+    @property
+    def f(self) -> float:
+        """Deviance."""
+        return float(self.numbers[0])
+
+    @property
+    def decrement(self) -> float:
+        """Expected further decrease of the deviance."""
+        return float(self.numbers[1])
+
+    @property
+    def status(self) -> int:
+        """Status code."""
+        return int(self.numbers[2])
+
+    @property
+    def evaluations(self) -> int:
+        """Of the objective, in all."""
+        return int(self.numbers[3])
+
+    @property
+    def search_evaluations(self) -> int:
+        """Those not spent on the Hessian."""
+        return int(self.numbers[4])
+
+    @property
+    def inner(self) -> int:
+        """PIRLS iterations in all evaluations."""
+        return int(self.numbers[5])
+
+
+def found(s: State) -> Found:
+    """What the host needs of a final state."""
+    numbers = (s.f, s.decrement, s.status, s.evaluations, s.search_evaluations, s.inner)
+    packed = jnp.stack([jnp.asarray(v, s.x.dtype) for v in numbers])
+    return Found(s.x, s.g, s.inverse, s.hessian, s.carry, s.path, packed)
+
+
 def is_running(s: State) -> bool:
     """For a driver that calls `advance` from the host."""
     return int(np.asarray(s.phase)) != _DONE
