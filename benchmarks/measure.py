@@ -140,9 +140,7 @@ def child(command: Sequence[str], timeout: float, env: dict[str, str] | None = N
                 records[record.get("variant", "")] = record
         if problem:
             tail = [line for line in err.read().strip().splitlines() if line.strip()]
-            reason = (
-                f"stopped after {timeout:.0f} s" if problem == "timeout" else (tail or ["no message"])[-1]
-            )
+            reason = f"stopped after {timeout:.0f} s" if problem == "timeout" else (tail or ["no message"])[-1]
             what: Record = {"status": problem, "message": reason}
             if problem == "timeout":
                 what["stopped_after"] = timeout

@@ -163,9 +163,7 @@ def memory(records: list[Record]) -> str:
 
     rows, notes = [], []
     for name, group in _by_case(records).items():
-        notes.append(
-            f"- `{name}`: {CASES[name].title}, `{CASES[name].formula}`. Target: {CASES[name].target}."
-        )
+        notes.append(f"- `{name}`: {CASES[name].title}, `{CASES[name].formula}`. Target: {CASES[name].target}.")
         for r in group:
             kept = r.get("memory", {})
             rows.append(

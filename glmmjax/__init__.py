@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import _parse
     from . import datasets as datasets
     from . import families as families
     from . import links as links
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from ._glmer import glmer as glmer
     from ._objective import laplace_deviance as laplace_deviance
     from ._parse import parse as parse
-    from ._parse import update as update_formula
     from ._pirls import pirls as pirls
     from .links import Link as Link
     from .results import MixedModel as MixedModel
     from .results import VarCorr as VarCorr
+
+    update_formula = _parse.update
 
 #: public name -> (module, name there); None for the module itself
 _PUBLIC: dict[str, tuple[str, str | None]] = {

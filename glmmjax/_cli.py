@@ -111,9 +111,7 @@ def _read(data: str) -> pd.DataFrame:
     if not lower.endswith(_CSV + _PARQUET):
         if Path(data).name != data or Path(data).suffix or Path(data).exists():
             kind = "is not a file that can be read" if Path(data).exists() else "does not exist"
-            raise ValueError(
-                f"{data} {kind}: DATA ends in {', '.join(_CSV + _PARQUET)}, or is a bundled data set"
-            )
+            raise ValueError(f"{data} {kind}: DATA ends in {', '.join(_CSV + _PARQUET)}, or is a bundled data set")
         from glmmjax import datasets
 
         return datasets.load(data)
@@ -156,14 +154,10 @@ def _fit(args: argparse.Namespace) -> None:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = gj.glmer(
-            args.formula, data, family=family, nAGQ=args.nAGQ, weights=args.weights, offset=args.offset
-        )
+        model = gj.glmer(args.formula, data, family=family, nAGQ=args.nAGQ, weights=args.weights, offset=args.offset)
         report = None if args.json else str(model.summary())
         # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
-        messages = list(
-            dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category))
-        )
+        messages = list(dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category)))
         record = _record(model, args, messages) if args.json else None
     if record is not None:
         print(json.dumps(record, indent=2, allow_nan=False))
@@ -174,9 +168,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _concerns_user(category: type[Warning]) -> bool:
-    return not issubclass(
-        category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
-    )
+    return not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning))
 
 
 def _number(x: Any) -> float | None:

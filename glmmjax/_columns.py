@@ -56,14 +56,10 @@ class Table:
             self._get = data.__getitem__
         elif isinstance(data, Mapping):
             self.columns = [str(c) for c in data]
-            lengths = {
-                k: len(v) if hasattr(v, "__len__") and not isinstance(v, str) else -1 for k, v in data.items()
-            }
+            lengths = {k: len(v) if hasattr(v, "__len__") and not isinstance(v, str) else -1 for k, v in data.items()}
             if len(set(lengths.values())) > 1 or -1 in lengths.values():
                 found = ", ".join(f"'{k}': {'a scalar' if v < 0 else v}" for k, v in lengths.items())
-                raise DataError(
-                    f"the columns of {role} differ in length ({found}); give arrays of one length"
-                )
+                raise DataError(f"the columns of {role} differ in length ({found}); give arrays of one length")
             self.index = pd.RangeIndex(next(iter(lengths.values()), 0))
             self._get = data.__getitem__
         elif isinstance(data, np.ndarray) and data.dtype.names:
@@ -72,8 +68,7 @@ class Table:
             self._get = data.__getitem__
         else:
             raise TypeError(
-                f"{role} must be a DataFrame, a dict of arrays or a structured array, "
-                f"not {type(data).__name__}"
+                f"{role} must be a DataFrame, a dict of arrays or a structured array, not {type(data).__name__}"
             )
         self.n = len(self.index)
         self.names = frozenset(self.columns)
@@ -138,9 +133,7 @@ def as_column(raw: Any, name: str) -> Value:
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         else:
-            raise DataError(
-                f"column '{name}' has {array.ndim} dimensions; each column must be one-dimensional"
-            )
+            raise DataError(f"column '{name}' has {array.ndim} dimensions; each column must be one-dimensional")
     kind = array.dtype.kind
     if kind in "iub":
         return array
@@ -152,9 +145,7 @@ def as_column(raw: Any, name: str) -> Value:
         return _factorize(array.astype(str).astype(object), text=True)
     if kind in "Mm":
         _reject_time(name)
-    raise DataError(
-        f"column '{name}' has type {array.dtype}, which a model cannot use; convert it to numbers or text"
-    )
+    raise DataError(f"column '{name}' has type {array.dtype}, which a model cannot use; convert it to numbers or text")
 
 
 def _reject_time(name: str) -> NoReturn:
@@ -308,7 +299,5 @@ def combine(a: Factor, b: Factor) -> tuple[Factor, NDArray[np.int64]]:
     else:
         observed, codes = np.unique(pair, return_inverse=True)
     first, second = np.divmod(observed, len(b.levels))
-    levels = tuple(
-        f"{a.levels[i]}:{b.levels[j]}" for i, j in zip(first.tolist(), second.tolist(), strict=True)
-    )
+    levels = tuple(f"{a.levels[i]}:{b.levels[j]}" for i, j in zip(first.tolist(), second.tolist(), strict=True))
     return Factor(codes, levels), observed

@@ -44,9 +44,7 @@ def poly(levels: Sequence[str]) -> Coding:
     """Orthonormal polynomials over equally spaced scores."""
     n = len(levels)
     if n > 95:
-        raise DataError(
-            f"orthogonal polynomial contrasts cannot be represented accurately for {n} levels (95 at most)"
-        )
+        raise DataError(f"orthogonal polynomial contrasts cannot be represented accurately for {n} levels (95 at most)")
     scores = np.arange(1.0, n + 1) - (n + 1) / 2
     q, r = np.linalg.qr(np.vander(scores, n, increasing=True))
     out = (q * np.sign(np.diag(r)))[:, 1:]
@@ -102,9 +100,7 @@ def code(spec: Any, levels: Sequence[str], ordered: bool, label: str) -> Coding:
     if isinstance(spec, str):
         name = spec.removeprefix("contr.").lower()
         if name not in _NAMED:
-            raise DataError(
-                f"unknown contrasts {spec!r} for '{label}'; use one of {', '.join(_NAMED)} or a matrix"
-            )
+            raise DataError(f"unknown contrasts {spec!r} for '{label}'; use one of {', '.join(_NAMED)} or a matrix")
         return _NAMED[name](levels)
     suffixes: tuple[str, ...] | None = None
     if hasattr(spec, "columns") and hasattr(spec, "index"):

@@ -21,7 +21,7 @@ from ._errors import DataError
 from ._linalg import take
 from ._symbolic import Plan, make_plan, order_blocks
 
-Leaf = np.ndarray | Array
+Leaf = Any  # NumPy on the host, jax.Array once traced
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,7 @@ def design_arrays(
         layout.append(Term(block, widths[block], structure, theta_start))
         widths[block] += z.shape[1]
         theta_start += structure.n_theta
-    block_z = [
-        _beside([z for z, t in zip(zs, layout, strict=True) if t.block == g]) for g in range(len(order))
-    ]
+    block_z = [_beside([z for z, t in zip(zs, layout, strict=True) if t.block == g]) for g in range(len(order))]
     block_level = [unique[g] for g in order]
     block_count = [counts[g] for g in order]
     labels = [str(g + 1) for g in range(len(unique))]

@@ -15,10 +15,10 @@ from ._columns import (
     Matrix,
     Table,
     Value,
-    missing_rows,
     as_factor,
     drop_unused,
     label_of,
+    missing_rows,
 )
 from ._errors import FormulaError
 from ._parse import (
@@ -79,9 +79,7 @@ class Evaluator:
             if value.size == 1 != self.table.n:
                 self.fail(node, f"'{deparse(node)}' is a single number, not a column")
             return as_factor(value) if value.dtype.kind == "b" else value.astype(np.float64, copy=False)
-        self.fail(
-            node, f"'{deparse(node)}' is not a column of numbers or a factor", "name a column of the data"
-        )
+        self.fail(node, f"'{deparse(node)}' is not a column of numbers or a factor", "name a column of the data")
 
     def group(self, node: Node) -> Factor:
         """A grouping factor without ':'."""
@@ -142,9 +140,7 @@ class Evaluator:
         if isinstance(value, Matrix):
             return value.values
         what = "a factor or text" if isinstance(value, (Factor, str)) else "something else"
-        self.fail(
-            node, f"'{deparse(node)}' must be numeric but is {what}", "use as.numeric() if it holds numbers"
-        )
+        self.fail(node, f"'{deparse(node)}' must be numeric but is {what}", "use as.numeric() if it holds numbers")
 
     def logical3(self, value: Value, node: Node) -> Any:
         """1, 0 or NaN."""
@@ -173,9 +169,7 @@ class Evaluator:
                 return _cross(left, right, ":", slow_first=True)
             a, b = self.number(left, node.left), self.number(right, node.right)
             if isinstance(a, float) and isinstance(b, float):
-                return [
-                    float(v) for v in np.arange(a, b + (0.5 if b >= a else -0.5), 1.0 if b >= a else -1.0)
-                ]
+                return [float(v) for v in np.arange(a, b + (0.5 if b >= a else -0.5), 1.0 if b >= a else -1.0)]
             self.fail(node, f"'{deparse(node)}' mixes numbers and factors")
         if op not in _ARITHMETIC:
             self.fail(node, f"'{op}' cannot be used here")
@@ -202,17 +196,13 @@ class Evaluator:
                 order_known = left.ordered and other >= 0
             if op not in ("==", "!=") and not order_known:
                 if not left.text or not isinstance(right, str):
-                    self.fail(
-                        node, f"'{op}' needs numbers or an ordered factor", "compare factors with == or !="
-                    )
+                    self.fail(node, f"'{op}' needs numbers or an ordered factor", "compare factors with == or !=")
                 hit = np.array([_COMPARE[op](level, right) for level in left.levels] + [False])[left.codes]
             else:
                 hit = _COMPARE[op](left.codes, other)
             return _from_logical3(np.where(absent, np.nan, hit)) if absent.any() else hit
         if isinstance(left, str) or isinstance(right, str):
-            self.fail(
-                node, f"'{deparse(node)}' compares numbers with text", "write the number without quotes"
-            )
+            self.fail(node, f"'{deparse(node)}' compares numbers with text", "write the number without quotes")
         a, b = self.number(left, node.left), self.number(right, node.right)
         hit = _COMPARE[op](a, b)
         absent = np.isnan(a) | np.isnan(b)
@@ -296,9 +286,7 @@ class Evaluator:
 
     def do_round(self, node: Call) -> Value:
         args = self.bind(node, "x", "digits")
-        return np.round(
-            self.number(args["x"], node), self.integer(args.get("digits", 0.0), node, "digits") or 0
-        )
+        return np.round(self.number(args["x"], node), self.integer(args.get("digits", 0.0), node, "digits") or 0)
 
     def do_is_na(self, node: Call) -> Value:
         value = self.argument(node, "x")
@@ -333,9 +321,7 @@ class Evaluator:
     def _summary(self, node: Call, by: Callable[[Float], Any]) -> Value:
         """mean(x) and the like: the value of the fit's data is kept for new data."""
         x = self.column_of(self.argument(node, "x"), node)
-        return self.learned(
-            node, lambda: float(by(x[np.isfinite(x)])) if np.isfinite(x).any() else float("nan")
-        )
+        return self.learned(node, lambda: float(by(x[np.isfinite(x)])) if np.isfinite(x).any() else float("nan"))
 
     def do_mean(self, node: Call) -> Value:
         return self._summary(node, np.mean)
@@ -430,9 +416,7 @@ class Evaluator:
     def do_as_factor(self, node: Call) -> Value:
         return self._factor(node, self.bind(node, "x"), None, keep_unused=True)
 
-    def _factor(
-        self, node: Call, args: dict[str, Value], ordered: bool | None, keep_unused: bool = False
-    ) -> Factor:
+    def _factor(self, node: Call, args: dict[str, Value], ordered: bool | None, keep_unused: bool = False) -> Factor:
         value = args["x"]
         if not isinstance(value, (np.ndarray, Factor)):
             self.fail(node, f"{deparse(node)} needs a column")
@@ -449,10 +433,7 @@ class Evaluator:
             self.state[deparse(node)] = factor.levels
         levels = factor.levels
         if args.get("labels") is not None:
-            labels = [
-                label_of(v)
-                for v in (args["labels"] if isinstance(args["labels"], list) else [args["labels"]])
-            ]
+            labels = [label_of(v) for v in (args["labels"] if isinstance(args["labels"], list) else [args["labels"]])]
             if len(labels) < len(levels) and not self.fitting:
                 labels += list(levels[len(labels) :])
             if len(labels) != len(levels):
@@ -488,9 +469,7 @@ class Evaluator:
     def do_C(self, node: Call) -> Value:
         words = {i: arg.name for i, (_, arg) in enumerate(node.args) if i > 0 and isinstance(arg, Name)}
         args = [(key, words.get(i)) for i, (key, _) in enumerate(node.args)]
-        factor = (
-            as_factor(self.evaluate(node.args[0][1])) if node.args else self.fail(node, "C() needs a factor")
-        )
+        factor = as_factor(self.evaluate(node.args[0][1])) if node.args else self.fail(node, "C() needs a factor")
         spec: Any = None
         base: int | None = None
         for i, (key, word) in enumerate(args[1:], start=1):
@@ -501,9 +480,7 @@ class Evaluator:
                 spec = np.array(value) if isinstance(value, list) else value
             else:
                 self.fail(node.args[i][1], "C() takes a factor, contrasts and base")
-        if base is not None or (
-            isinstance(spec, str) and spec.startswith("contr.") and spec in words.values()
-        ):
+        if base is not None or (isinstance(spec, str) and spec.startswith("contr.") and spec in words.values()):
             spec = _contrasts.Numbered(spec if isinstance(spec, str) else "treatment", base)
         return _replace(factor, contrast=spec)
 
@@ -655,10 +632,7 @@ def _interval_labels(breaks: Float, right: bool, lowest: bool) -> tuple[str, ...
         shown = [f"{b:.{digits}g}" for b in breaks]
         if len(set(shown)) == len(shown):
             break
-    out = [
-        f"{'(' if right else '['}{a},{b}{']' if right else ')'}"
-        for a, b in zip(shown, shown[1:], strict=False)
-    ]
+    out = [f"{'(' if right else '['}{a},{b}{']' if right else ')'}" for a, b in zip(shown, shown[1:], strict=False)]
     if lowest and right:
         out[0] = "[" + out[0][1:]
     elif lowest:

@@ -20,7 +20,7 @@ from jax import Array
 from . import _optimise as opt
 from ._covariance import Unstructured, semidefinite_cholesky
 from ._design import Design, factors, linear_predictor
-from ._linalg import sandwich, factorise, solve, spd_inverse, weighted_products
+from ._linalg import factorise, sandwich, solve, spd_inverse, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import (
     CONVERGED,
@@ -158,8 +158,8 @@ class Carry(NamedTuple):
     """Modes of the last accepted evaluation, where the next one starts."""
 
     u: Blocked
-    beta: Array
-    status: Array
+    beta: Any
+    status: Any
 
 
 def deviance_at(
@@ -311,7 +311,13 @@ class Problem:
         return np.concatenate(x), _block_diagonal(blocks), carry, begin.constant
 
     def run(
-        self, x0: np.ndarray, inverse0: np.ndarray, carry: Carry, constant: Array, limits: opt.Limits, verbose: Any
+        self,
+        x0: np.ndarray,
+        inverse0: np.ndarray,
+        carry: Carry,
+        constant: Array,
+        limits: opt.Limits,
+        verbose: Any,
     ) -> opt.Found:
         """Search from x0; the result is on the host."""
         args = (self.design, self.family, self.hessian, self.joint)
@@ -400,7 +406,12 @@ def _eigen(state: opt.Found) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leave_saddles(
-    problem: Problem, state: opt.Found, inverse0: np.ndarray, constant: Array, limits: opt.Limits, verbose: Any
+    problem: Problem,
+    state: opt.Found,
+    inverse0: np.ndarray,
+    constant: Array,
+    limits: opt.Limits,
+    verbose: Any,
 ) -> tuple[opt.Found, int, int]:
     """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
     restarts, extra = 0, 0
@@ -421,9 +432,7 @@ def _leave_saddles(
     return state, restarts, extra
 
 
-def _settle_singular(
-    problem: Problem, state: opt.Found, constant: Array, limits: opt.Limits
-) -> tuple[opt.Found, int]:
+def _settle_singular(problem: Problem, state: opt.Found, constant: Array, limits: opt.Limits) -> tuple[opt.Found, int]:
     """Report singular factors in canonical form: columns near 0 at exactly 0, rank-deficient T re-factored."""
     extra = 0
     design = problem.original
@@ -479,9 +488,7 @@ def _report(
         T = term.structure.host_factor(theta[term.theta])
         flips = term.structure.flip(T)
         if (flips < 0).any():
-            signs[term.theta] = np.where(
-                term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0
-            )
+            signs[term.theta] = np.where(term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0)
             u[term.block][:, term.columns] *= flips
     theta = theta * signs[:t] + 0.0
     values, vectors = np.linalg.eigh(H) if np.isfinite(H).all() else (np.full(x.size, np.nan), np.eye(x.size))
@@ -522,9 +529,7 @@ def _report(
         path=path,
     )
     gradient = (J.T @ g) * signs
-    return Estimates(
-        theta, beta, phi, tuple(u), state.f, gradient, outer, converged, ridge, stats
-    )
+    return Estimates(theta, beta, phi, tuple(u), state.f, gradient, outer, converged, ridge, stats)
 
 
 def exact_hessian(problem: Problem, state: opt.Found, constant: Array) -> np.ndarray:

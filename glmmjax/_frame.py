@@ -21,14 +21,14 @@ from ._columns import (
     Matrix,
     Table,
     Value,
-    missing_rows,
-    take_rows,
     as_column,
     as_factor,
     combine,
     drop_unused,
     label_of,
     missing_column,
+    missing_rows,
+    take_rows,
 )
 from ._errors import DataError, FormulaError
 from ._evaluate import (
@@ -193,9 +193,7 @@ class ModelData:
         elif isinstance(self._offset_arg, Node):
             total = _plus(total, _numeric_column(evaluator, self._offset_arg, "offset"))
         elif self._offset_arg is True:
-            raise DataError(
-                "the model was fitted with an offset array; give the offset of the new rows as well"
-            )
+            raise DataError("the model was fitted with an offset array; give the offset of the new rows as well")
         assert X.shape[0] == n
         return (X if self._x_keep.all() else X[:, self._x_keep]), total
 
@@ -230,9 +228,7 @@ def _new_matrix(spec: MatrixSpec, evaluator: Evaluator) -> Float:
             table = np.array([known.get(level, -2) for level in factor.levels] + [-1], dtype=np.int64)
             codes = table[factor.codes]
             if codes.size and codes.min() == -2:
-                new = [
-                    lev for k, lev in enumerate(factor.levels) if table[k] == -2 and (factor.codes == k).any()
-                ]
+                new = [lev for k, lev in enumerate(factor.levels) if table[k] == -2 and (factor.codes == k).any()]
                 raise DataError(
                     f"column '{coded.label}' of the new data has levels that were not in the fit: "
                     f"{_shown(new)}; "
@@ -302,17 +298,13 @@ def _response(evaluator: Evaluator, node: Node) -> _Response:
     label = deparse(node)
     if isinstance(node, Call) and base_name(node.func) == "cbind":
         if len(node.args) != 2:
-            evaluator.fail(
-                node, f"cbind() has {len(node.args)} arguments", "write cbind(successes, failures)"
-            )
+            evaluator.fail(node, f"cbind() has {len(node.args)} arguments", "write cbind(successes, failures)")
         parts = [arg for _, arg in node.args]
         values = [_numeric_column(evaluator, part, "response") for part in parts]
         return _Response(values[0], values[1], "cbind", tuple(parts))
     value = evaluator.variable(node)
     if isinstance(value, Matrix):
-        raise DataError(
-            f"the response '{label}' has several columns; give one, or cbind(successes, failures)"
-        )
+        raise DataError(f"the response '{label}' has several columns; give one, or cbind(successes, failures)")
     return _Response(value, None, "binary" if isinstance(value, Factor) else "numeric", (node,))
 
 
@@ -328,8 +320,7 @@ def _check_finite(value: Value, what: str, index: pd.Index) -> None:
     if not finite.all():
         bad = np.asarray(~finite if array.ndim == 1 else ~finite.all(axis=1))
         raise DataError(
-            f"{what} has {_plural(int(bad.sum()), 'infinite value')} "
-            f"({_first_bad(bad, index)}); remove or recode them"
+            f"{what} has {_plural(int(bad.sum()), 'infinite value')} ({_first_bad(bad, index)}); remove or recode them"
         )
 
 

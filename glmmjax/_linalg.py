@@ -117,9 +117,7 @@ def dense_solve(S: Array, L: Array, b: Array) -> Array:
     Differentiable in S and b and transposable: inside another rule a `custom_jvp` function loses its
     rule when JAX linearises around it, and derivatives through the constant L would be dropped.
     """
-    return jax.lax.custom_linear_solve(
-        lambda x: S @ x, b, lambda _, right: cho_solve((L, True), right), symmetric=True
-    )
+    return jax.lax.custom_linear_solve(lambda x: S @ x, b, lambda _, right: cho_solve((L, True), right), symmetric=True)
 
 
 class Blocks(NamedTuple):
@@ -140,7 +138,9 @@ class Factor(NamedTuple):
     logdet: Array  # log det H; NaN if H is not positive definite
 
 
-def weighted_products(zs: tuple[Array, ...], levels: tuple[Array, ...], ms: tuple[int, ...], w: Array, plan: Plan) -> Blocks:
+def weighted_products(
+    zs: tuple[Array, ...], levels: tuple[Array, ...], ms: tuple[int, ...], w: Array, plan: Plan
+) -> Blocks:
     """Z'WZ by segment sums over the rows.
 
     Args:
@@ -165,9 +165,7 @@ def sandwich(left: Array, A: Array, right: Array) -> Array:
     return small_matmul(small_matmul(left.T[None], A), right[None])
 
 
-def factorise(
-    blocks: Blocks, Ts: tuple[Array, ...], plan: Plan, shift: tuple[Array, ...] | None = None
-) -> Factor:
+def factorise(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan, shift: tuple[Array, ...] | None = None) -> Factor:
     """Eliminate H = Lambda' Z'WZ Lambda + I block by block.
 
     Args:
@@ -179,9 +177,7 @@ def factorise(
         D.append(sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype))
         if shift is not None:
             D[g] = D[g] + shift[g]
-    C = [
-        sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)
-    ]
+    C = [sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)]
     size, first_dense = plan.size, plan.n_eliminated
     dtype = D[0].dtype
     upper = jnp.zeros((size * size,), dtype)
@@ -193,10 +189,11 @@ def factorise(
         inverse, ld = spd_inverse(D[e])
         inverses.append(inverse)
         logdet = logdet + ld.sum()
+        used = {product.right for product in plan.products[e]}
         scaled_pairs = {
             i: small_matmul(take(inverse, c.a) if c.row_pair is not None else inverse, C[i])
             for i, c in enumerate(plan.couplings)
-            if c.first == e and not _in_matrix(plan, c)
+            if i in used
         }
         for product in plan.products[e]:
             a, b = C[product.left], scaled_pairs[product.right]
@@ -301,4 +298,6 @@ def block_diagonal_inverse(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan) ->
     def logdet(shift: tuple[Array, ...]) -> Array:
         return factorise(blocks, Ts, plan, shift).logdet
 
-    return jax.grad(logdet)(tuple(jnp.zeros_like(A) for A in blocks.diagonal))
+    # right for symmetric shifts only (products of a pair with another are formed once): take the symmetric part
+    gradient = jax.grad(logdet)(tuple(jnp.zeros_like(A) for A in blocks.diagonal))
+    return tuple(0.5 * (g + g.swapaxes(-1, -2)) for g in gradient)

@@ -64,9 +64,7 @@ def code_variable(value: Value, label: str, spec: Any = None) -> tuple[Coded, Va
     value = drop_unused(value)
     if len(value.levels) < 2:
         only = f" ('{value.levels[0]}')" if value.levels else ""
-        raise DataError(
-            f"factor '{label}' has only one level{only} in the rows used; remove it from the formula"
-        )
+        raise DataError(f"factor '{label}' has only one level{only} in the rows used; remove it from the formula")
     chosen = value.contrast if value.contrast is not None else spec
     coded = Coded(
         label,
@@ -81,8 +79,7 @@ def code_variable(value: Value, label: str, spec: Any = None) -> tuple[Coded, Va
 def matrix_plan(terms: Terms, is_factor: Mapping[int, bool]) -> list[list[tuple[int, bool]]]:
     """Per term: (variable index, coded by contrasts?) in order, R's rule without intercept included."""
     plan = [
-        [(i, pattern[i]) for i in bits(code)]
-        for code, pattern in zip(terms.codes, terms.by_contrasts, strict=True)
+        [(i, pattern[i]) for i in bits(code)] for code, pattern in zip(terms.codes, terms.by_contrasts, strict=True)
     ]
     if not terms.intercept:
         # as model.matrix: the first factor of the first term that has one gets all its indicators

@@ -16,7 +16,17 @@ from jax import Array
 
 from ._design import Design, factors, linear_predictor
 from ._linalg import factorise, weighted_products
-from ._pirls import CONVERGED, Blocked, Mode, Parameters, conditional_mode, parameters, squared_norm, unspool, zero_u
+from ._pirls import (
+    CONVERGED,
+    Blocked,
+    Mode,
+    Parameters,
+    conditional_mode,
+    parameters,
+    squared_norm,
+    unspool,
+    zero_u,
+)
 from .families import Family
 
 

@@ -260,9 +260,7 @@ def minimise(
         path_length: rows of the recorded path.
     """
     start = initial_state(x0, inverse0, carry0, path_length)
-    return jax.lax.while_loop(
-        lambda s: s.phase != _DONE, lambda s: advance(objective, s, inverse0, limits), start
-    )
+    return jax.lax.while_loop(lambda s: s.phase != _DONE, lambda s: advance(objective, s, inverse0, limits), start)
 
 
 class Found(NamedTuple):

@@ -146,9 +146,7 @@ def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
     return best
 
 
-def _differentiable(
-    root: Array, x0: Array, carry: Carry, constant: Array, problem: Problem, z: Array
-) -> Array:
+def _differentiable(root: Array, x0: Array, carry: Carry, constant: Array, problem: Problem, z: Array) -> Array:
     """The deviance as a differentiable function of whitened coordinates."""
     from ._fit import deviance_at
 

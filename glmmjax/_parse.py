@@ -115,9 +115,7 @@ _POWER = {
 }
 _NOT, _SIGN = 40, 100  # prefix `!` and prefix `+ -`
 
-_SPACED = frozenset(
-    "~ | || & && == != < > <= >= + - * %in%".split()
-)  # R's deparse: `a * b` but `a/b`, `a^2`, `a:b`
+_SPACED = frozenset("~ | || & && == != < > <= >= + - * %in%".split())  # R's deparse: `a * b` but `a/b`, `a^2`, `a:b`
 
 
 # ------------------------------------------------------------------------------------------------- tokenizer
@@ -271,9 +269,7 @@ class _Parser:
             operand = self.expression(power, inside)
             return Unary(token.text, operand, start=token.start, end=operand.end)
         if token.text in ("|", "||"):
-            self.fail(
-                token, f"there is nothing before '{token.text}'", "write (1 | group) for a random intercept"
-            )
+            self.fail(token, f"there is nothing before '{token.text}'", "write (1 | group) for a random intercept")
         self.fail(token, f"a term is missing before {token.text!r}")
 
     def close(self, opened: _Token) -> int:
@@ -414,11 +410,7 @@ def _collect_names(node: Node, found: dict[str, None]) -> None:
     elif isinstance(node, Call):
         for i, (key, arg) in enumerate(node.args):
             # C(f, sum): the contrast is a word, not a column
-            if (
-                base_name(node.func) == "C"
-                and (i > 0 or key not in (None, "object"))
-                and isinstance(arg, Name)
-            ):
+            if base_name(node.func) == "C" and (i > 0 or key not in (None, "object")) and isinstance(arg, Name):
                 continue
             _collect_names(arg, found)
     elif isinstance(node, Unary):
@@ -617,9 +609,7 @@ class _Expander:
     def power(self, node: Binary) -> list[int]:
         exponent = strip_parens(node.right)
         if not isinstance(exponent, Num) or exponent.value != int(exponent.value) or exponent.value < 1:
-            self.fail(
-                node.right, "the power of a term must be a whole number >= 1", "use I(x^2) for arithmetic"
-            )
+            self.fail(node.right, "the power of a term must be a whole number >= 1", "use I(x^2) for arithmetic")
         left = self.encode(node.left)
         out = left
         for _ in range(min(int(exponent.value), len(left) + 1) - 1):
@@ -704,9 +694,7 @@ def _check_group(node: Node, text: str) -> None:
         _check_group(node.right, text)
         return
     if isinstance(node, Binary) and node.op in ("|", "||"):
-        fail(
-            text, node.start, "a bar inside a bar", "each random-effects term has one '|': (x | g)", node.end
-        )
+        fail(text, node.start, "a bar inside a bar", "each random-effects term has one '|': (x | g)", node.end)
     if isinstance(node, Name) and node.name != ".":
         return
     if isinstance(node, Call) and not _has_bar(node):
@@ -786,11 +774,7 @@ class Formula:
     text: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        return (
-            f"~{deparse(self.rhs)}"
-            if self.response is None
-            else f"{deparse(self.response)} ~ {deparse(self.rhs)}"
-        )
+        return f"~{deparse(self.rhs)}" if self.response is None else f"{deparse(self.response)} ~ {deparse(self.rhs)}"
 
     @cached_property
     def _split(self) -> tuple[tuple[tuple[str, Node], ...], tuple[tuple[Binary, bool], ...]]:
@@ -805,9 +789,7 @@ class Formula:
             if isinstance(inner, Binary) and inner.op in ("|", "||"):
                 if inner is node:
                     example = f"(1 {inner.op} {deparse(inner.right)})"
-                    self._fail(
-                        inner, "a random-effects term needs parentheses around it", f"write e.g. {example}"
-                    )
+                    self._fail(inner, "a random-effects term needs parentheses around it", f"write e.g. {example}")
                 found = (inner, inner.op == "||")
             elif isinstance(inner, Call) and (wrapped := _bar_call(inner)) is not None:
                 found = (wrapped, self._structure(inner) == "diag" or wrapped.op == "||")
@@ -832,9 +814,7 @@ class Formula:
     def _structure(self, node: Call) -> str:
         if node.func not in STRUCTURES:
             if base_name(node.func) in SMOOTHS:
-                self._fail(
-                    node, f"smooth terms such as {node.func}() are not available", "use ns(), bs() or poly()"
-                )
+                self._fail(node, f"smooth terms such as {node.func}() are not available", "use ns(), bs() or poly()")
             self._fail(
                 node,
                 f"the covariance structure {node.func}() is not available",
@@ -910,9 +890,7 @@ class Formula:
             taken.update(names_in(bar.group))
         rest: list[Node] = [Name(str(c)) for c in columns if str(c) not in taken]
         if not rest:
-            raise FormulaError(
-                "'.' stands for no column: all are used by the response or as grouping factors"
-            )
+            raise FormulaError("'.' stands for no column: all are used by the response or as grouping factors")
         tree = rest[0]
         for node in rest[1:]:
             tree = Binary("+", tree, node)
@@ -961,9 +939,7 @@ def parse(formula: str | Formula) -> Formula:
     if isinstance(formula, Formula):
         return formula
     if not isinstance(formula, str):
-        raise TypeError(
-            f"the formula must be a string such as 'y ~ x + (1 | g)', not {type(formula).__name__}"
-        )
+        raise TypeError(f"the formula must be a string such as 'y ~ x + (1 | g)', not {type(formula).__name__}")
     return _parse(formula)
 
 
@@ -1012,9 +988,7 @@ def _check_calls(formula: Formula, tree: Node) -> None:
         if name in FUNCTIONS or (node.func in STRUCTURES and _bar_call(node) is not None):
             continue
         if name in SMOOTHS:
-            formula._fail(
-                node, f"smooth terms such as {name}() are not available", "use ns(), bs() or poly()"
-            )
+            formula._fail(node, f"smooth terms such as {name}() are not available", "use ns(), bs() or poly()")
         near = difflib.get_close_matches(name, FUNCTIONS, 1)
         hint = f"did you mean {near[0]}()?" if near else "make the column in the data first"
         fail(formula.text, node.start, f"unknown function {node.func}()", hint, node.start + len(node.func))
@@ -1060,11 +1034,7 @@ def simplify(formula: Formula) -> Formula:
     if not terms.intercept:
         text = " + ".join(parts) + " - 1" if parts else "0"
     else:
-        text = (
-            " + ".join(parts)
-            if terms.labels or len(parts) > len(terms.offsets)
-            else " + ".join(["1", *parts])
-        )
+        text = " + ".join(parts) if terms.labels or len(parts) > len(terms.offsets) else " + ".join(["1", *parts])
     lhs = "" if formula.response is None else deparse(formula.response)
     return parse(f"{lhs} ~ {text}".strip())
 

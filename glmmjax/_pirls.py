@@ -38,15 +38,15 @@ MESSAGES = {
     NON_FINITE: "the penalised deviance is not finite: the linear predictor left the range of the link",
 }
 
-Blocked = tuple[Array, ...]
+Blocked = tuple[Any, ...]  # per block (m, k)
 
 
 class Parameters(NamedTuple):
     """Parameters of the marginal likelihood."""
 
-    theta: Array  # (n_theta,)
-    beta: Array  # (p,)
-    phi: Array  # (n_phi,)
+    theta: Any  # (n_theta,)
+    beta: Any  # (p,)
+    phi: Any  # (n_phi,)
 
 
 class Mode(NamedTuple):
@@ -54,8 +54,8 @@ class Mode(NamedTuple):
 
     u: Blocked
     beta: Array
-    status: Array
-    iterations: Array
+    status: Any
+    iterations: Any
 
 
 class PIRLS(NamedTuple):
@@ -107,9 +107,7 @@ class _Step(NamedTuple):
     ok: Array
 
 
-def newton_step(
-    score: Array, w: Array, u: Blocked, T: Blocked, design: Design, joint: bool
-) -> tuple[_Step, Factor]:
+def newton_step(score: Array, w: Array, u: Blocked, T: Blocked, design: Design, joint: bool) -> tuple[_Step, Factor]:
     """One Newton step of the penalised log density with curvature w (n,)."""
     g = score_u(score, u, T, design)
     factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
@@ -205,9 +203,7 @@ def find_mode(
             return jax.tree.map(lambda a, b: jnp.where(when, a, b), new, old)
 
         du, dbeta = choose((step.du, step.dbeta), (s.du, s.dbeta), usable)
-        base_u, base_beta, base_value = choose(
-            (s.u, s.beta, value), (s.base_u, s.base_beta, s.base_value), accepted
-        )
+        base_u, base_beta, base_value = choose((s.u, s.beta, value), (s.base_u, s.base_beta, s.base_value), accepted)
         move = jnp.where(to_fisher | failed, 0.0, scale)
         u = tuple(x + move * d for x, d in zip(base_u, du, strict=True))
         # a full Newton step with a decrement this small is taken without looking: its error is of second order
@@ -291,7 +287,7 @@ def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> 
     zero_int = (np.zeros((), jax.dtypes.float0),) * 2
     if not active:
         zeros = jax.tree.map(jnp.zeros_like, (mode.u, mode.beta))
-        return mode, Mode(*zeros, *zero_int)
+        return mode, Mode(zeros[0], zeros[1], *zero_int)
     _, (dg, dg_beta, _) = jax.jvp(gradient, ([leaves[i] for i in active],), ([d_leaves[i] for i in active],))
     _, _, w = gradient([leaves[i] for i in active])
     T = factors(params.theta, design)
@@ -322,7 +318,12 @@ conditional_mode.defjvp(_implicit_rule, symbolic_zeros=True)
 
 
 def pirls(
-    theta: Array, beta: Array, design: Design, family: Family, phi: Array | None = None, u0: Array | None = None
+    theta: Array,
+    beta: Array,
+    design: Design,
+    family: Family,
+    phi: Array | None = None,
+    u0: Array | None = None,
 ) -> PIRLS:
     """Conditional modes of the spherical random effects at given parameters.
 
@@ -361,5 +362,7 @@ def parameters(theta: Any, beta: Any, family: Family, phi: Any = None) -> Parame
     dtype = jnp.result_type(theta, beta, float)
     phi = jnp.asarray(phi, dtype).reshape(-1)
     if phi.shape[0] != len(family.phi_names):
-        raise ValueError(f"family {family.name} has {len(family.phi_names)} dispersion parameters, phi has {phi.shape[0]}")
+        raise ValueError(
+            f"family {family.name} has {len(family.phi_names)} dispersion parameters, phi has {phi.shape[0]}"
+        )
     return Parameters(theta.astype(dtype), beta.astype(dtype), phi)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,8 @@ def x64() -> Any:
     """Context in which JAX computes in float64."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # older JAX
-
-    return enable_x64()
+    experimental: Any = importlib.import_module("jax.experimental")  # older JAX
+    return experimental.enable_x64()
 
 
 def cache_directory() -> Path | None:
@@ -44,7 +44,7 @@ def persistent_cache() -> Iterator[None]:
 
     A directory that cannot be written is passed over: the fit then compiles as usual.
     """
-    directory = None if jax.config.jax_compilation_cache_dir else cache_directory()
+    directory = None if getattr(jax.config, "jax_compilation_cache_dir", None) else cache_directory()
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,9 @@ def messages(model: MixedModel) -> list[str]:
     notes = list(model._data.notes)
     if model._data.response_levels is not None:
         failure, success = model._data.response_levels
-        notes.append(f"response {model._data.response_name}: modelling the probability of {success!r} (0 is {failure!r})")
+        notes.append(
+            f"response {model._data.response_name}: modelling the probability of {success!r} (0 is {failure!r})"
+        )
     if few:
         notes.append(f"fewer than 5 levels, variances are poorly determined: {', '.join(few)}")
     return notes + convergence_problems(model) + ([singular] if singular else [])
@@ -123,9 +125,7 @@ def stars(p: float) -> str:
 def _columns(rows: list[list[str]], right: list[bool]) -> list[str]:
     widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
     return [
-        " ".join(
-            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)
-        ).rstrip()
+        " ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
         for row in rows
     ]
 
@@ -282,7 +282,10 @@ class Summary:
         if self.correlation:
             lines += self._correlation_lines()
         elif len(m._data.x_names) > 20:
-            lines += ["", "Correlation matrix not shown by default, as p > 20; use summary(correlation=True)."]
+            lines += [
+                "",
+                "Correlation matrix not shown by default, as p > 20; use summary(correlation=True).",
+            ]
         lines += ["", verdict(m)]
         lines += [f"Note: {_sentence(note)}." for note in messages(m)]
         return "\n".join(lines)
@@ -303,7 +306,14 @@ class Summary:
 
         numbers = [
             ["AIC", "BIC", "logLik", "-2 log L", "df.resid", "obs"],
-            [f"{m.aic:.1f}", f"{m.bic:.1f}", f"{m.loglik:.1f}", f"{m.objective:.1f}", str(m.df_resid), str(m.nobs)],
+            [
+                f"{m.aic:.1f}",
+                f"{m.bic:.1f}",
+                f"{m.loglik:.1f}",
+                f"{m.objective:.1f}",
+                str(m.df_resid),
+                str(m.nobs),
+            ],
         ]
         random = [["Group", "Name", "Variance", "Std.Dev.", "Corr"]]
         for b in m.VarCorr():

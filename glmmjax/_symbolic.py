@@ -13,10 +13,10 @@ This is block Gaussian elimination on the structure lme4 leaves to a sparse Chol
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from ._errors import DataError
 
@@ -25,7 +25,7 @@ MAX_DENSE_BYTES = 4 * 1024**3
 #: Largest list of Schur products, in entries of 12 bytes.
 MAX_PRODUCTS = 200_000_000
 
-Index = np.ndarray | Array
+Index = Any  # int32: NumPy on the host, jax.Array once traced
 
 
 @jax.tree_util.register_dataclass
@@ -96,9 +96,7 @@ def _observed_pairs(level_a: np.ndarray, level_b: np.ndarray, m_a: int, m_b: int
         row_pair = number[key]
     else:
         unique, row_pair = np.unique(key, return_inverse=True)
-    return _Pairs(
-        (unique // m_b).astype(np.int32), (unique % m_b).astype(np.int32), row_pair.astype(np.int32), False
-    )
+    return _Pairs((unique // m_b).astype(np.int32), (unique % m_b).astype(np.int32), row_pair.astype(np.int32), False)
 
 
 def _join(left: _Pairs, right: _Pairs, m: int) -> tuple[np.ndarray, np.ndarray]:

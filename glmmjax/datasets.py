@@ -83,9 +83,7 @@ def _find(name: str) -> tuple[str, dict[str, Any]]:
 
     near = difflib.get_close_matches(key, catalogue, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UnknownDatasetError(
-        f"no bundled data set is called {name!r}.{hint} There are: {', '.join(catalogue)}"
-    )
+    raise UnknownDatasetError(f"no bundled data set is called {name!r}.{hint} There are: {', '.join(catalogue)}")
 
 
 def _levels(column: Mapping[str, Any]) -> list[str]:
@@ -115,8 +113,7 @@ def load(name: str) -> pd.DataFrame:
     columns = record["columns"]
     factors = {c: s for c, s in columns.items() if "levels" in s}
     dtypes: dict[str, Any] = {
-        c: str if c in factors else "int64" if s["type"] == "integer" else "float64"
-        for c, s in columns.items()
+        c: str if c in factors else "int64" if s["type"] == "integer" else "float64" for c, s in columns.items()
     }
     for column, spec in factors.items():
         dtypes[column] = pd.CategoricalDtype(_levels(spec), ordered=spec["type"] == "ordered")
@@ -134,9 +131,7 @@ def describe(name: str) -> DatasetInfo:
     """Rows, columns, source, reference and licence of one bundled data set, by its name as in `load`."""
     key, record = _find(name)
     columns = record["columns"]
-    kinds = {
-        c: s["type"] + (f" ({len(_levels(s))} levels)" if "levels" in s else "") for c, s in columns.items()
-    }
+    kinds = {c: s["type"] + (f" ({len(_levels(s))} levels)" if "levels" in s else "") for c, s in columns.items()}
     return DatasetInfo(
         name=key,
         title=record["title"],

@@ -77,9 +77,7 @@ class Family:
     def phi_start(self) -> tuple[float, ...]:
         return (1.0,) * len(self.phi_names)
 
-    def derivatives(
-        self, y: Array, eta: Array, weights: Array, phi: Array
-    ) -> tuple[Array, Array, Array]:
+    def derivatives(self, y: Array, eta: Array, weights: Array, phi: Array) -> tuple[Array, Array, Array]:
         """Kernel, its first derivative and minus its second derivative in eta, per row."""
 
         def first(e: Array) -> tuple[Array, Array]:
@@ -403,7 +401,7 @@ def get(family: str | Family, link: str | Link | None = None) -> Family:
     if not isinstance(family, str):
         raise ValueError(f"family must be a name or a gj.families object, got {type(family).__name__}")
     match = re.fullmatch(r"\s*(?:MASS::)?([A-Za-z][\w.]*)\s*(?:\((.*)\))?\s*", family)
-    name: ClassVar[str] = match.group(1) if match else family
+    name = match.group(1) if match else family
     arguments = [a.strip() for a in (match.group(2) or "").split(",")] if match else []
     arguments = [a for a in arguments if a]
     if name.lower().startswith("quasi"):

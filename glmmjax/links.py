@@ -188,9 +188,7 @@ sqrt = Link(
     # which would make conditional modes depend on where PIRLS starts
     log_mean=lambda eta: 2.0 * log_extended(eta),
 )
-inverse = Link(
-    "inverse", inverse=lambda eta: 1.0 / eta, link=lambda mu: 1.0 / mu, log_mean=lambda eta: -jnp.log(eta)
-)
+inverse = Link("inverse", inverse=lambda eta: 1.0 / eta, link=lambda mu: 1.0 / mu, log_mean=lambda eta: -jnp.log(eta))
 inverse_squared = Link(
     "1/mu^2",
     inverse=lambda eta: 1.0 / jnp.sqrt(eta),
@@ -199,8 +197,7 @@ inverse_squared = Link(
 )
 
 LINKS: dict[str, Link] = {
-    link.name: link
-    for link in (logit, probit, cloglog, cauchit, log, identity, sqrt, inverse, inverse_squared)
+    link.name: link for link in (logit, probit, cloglog, cauchit, log, identity, sqrt, inverse, inverse_squared)
 }
 
 

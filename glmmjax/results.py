@@ -51,9 +51,7 @@ def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> t
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))
-def _pieces(
-    params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
-) -> tuple[Array, Array, Array]:
+def _pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array, Array]:
     """log|L|^2, R_X'R_X and the working weights at the modes."""
     w, T = _working_weights(params, u, design, family, hessian)
     factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
@@ -80,9 +78,7 @@ def _working_weights(
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))
-def _conditional_covariances(
-    params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
-) -> Blocked:
+def _conditional_covariances(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> Blocked:
     """Lambda (L L')^-1 Lambda' per level, (m, k, k) per block."""
     w, T = _working_weights(params, u, design, family, hessian)
     blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
@@ -96,9 +92,7 @@ def _leverages(params: Parameters, u: Blocked, design: Design, family: Family, h
     w, T = _working_weights(params, u, design, family, hessian)
 
     def logdet(w: Array) -> Array:
-        factor = factorise(
-            weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan
-        )
+        factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
         B = border(w, T, design)
         X = jnp.asarray(design.X)
         information = X.T @ (w[:, None] * X)
@@ -131,7 +125,7 @@ class VarCorr(list[VarCorrBlock]):
 
     def to_frame(self) -> pd.DataFrame:
         """lme4's ``as.data.frame(VarCorr(m))``: grp, var1, var2, vcov, sdcor (variances, then covariances)."""
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for block in self:
             for i, name in enumerate(block.names):
                 rows.append((block.group, name, None, block.cov[i, i], block.sd[i]))
@@ -339,9 +333,7 @@ class MixedModel:
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """mu, dmu/deta, variance function and squared deviance residuals per row."""
         with x64():
-            out = _rows(
-                self.linear_predictor, self._design.y, self._design.weights, self._estimates.phi, self.family
-            )
+            out = _rows(self.linear_predictor, self._design.y, self._design.weights, self._estimates.phi, self.family)
             mu, slope, variance, deviance = (np.asarray(x) for x in out)
         return mu, slope, variance, deviance
 
@@ -369,9 +361,7 @@ class MixedModel:
         elif type == "response":
             values = response
         else:
-            raise ValueError(
-                f"residuals type must be 'deviance', 'pearson', 'working' or 'response', got {type!r}"
-            )
+            raise ValueError(f"residuals type must be 'deviance', 'pearson', 'working' or 'response', got {type!r}")
         if scaled:
             values = values / self.sigma
         return pd.Series(values, index=self._data.row_index, name=f"{type}_residual")
@@ -736,7 +726,7 @@ class MixedModel:
         return Summary(self, correlation)
 
     def tidy(self, level: float = 0.95) -> pd.DataFrame:
-        """broom.mixed's tidy table: effect, group, term, estimate, std_error, statistic, p_value, conf_low, conf_high."""
+        """broom.mixed's tidy table: effect, group, term, estimate, std_error, statistic, p_value, interval."""
         ci = self.confint(level=level).to_numpy()
         fixed = pd.DataFrame(
             {
