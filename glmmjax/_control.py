@@ -28,8 +28,9 @@ class Control:
             ``optax.lbfgs()``.
         tol: converged when (1/2) g'H^-1 g, the expected further decrease of the deviance, is below it.
         max_evaluations: of deviance and gradient, those for the final Hessian not counted.
-        exact: final Hessian by automatic differentiation (a second program to compile) instead of
-            central differences of the exact gradient.
+        exact: final Hessian by automatic differentiation instead of central differences of the exact
+            gradient. It is a second program to compile (seconds) that runs about three times faster,
+            which pays when a model is refitted often.
         check_grad: "warn", "ignore" or "error" if the fit did not converge.
         check_singular: the same for singular fits.
         check_rank: "message" (drop aliased columns of X and say so), "warn", "silent" or "error".

@@ -265,10 +265,11 @@ class Estimates:
 class Problem:
     """One design in internal units on the device, ready to be minimised from any start."""
 
-    def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str) -> None:
+    def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str, exact: bool = False) -> None:
         scaled, self.scaling = scale_design(design, len(family.phi_names))
         self.design: Design = jax.device_put(scaled)
         self.original, self.family, self.hessian, self.joint = design, family, hessian, nAGQ == 0
+        self.exact = exact
 
     def with_response(self, y: np.ndarray) -> Problem:
         """The same design with another response; nothing else is copied or scaled again."""
@@ -319,7 +320,27 @@ class Problem:
         limits: opt.Limits,
         verbose: Any,
     ) -> opt.Found:
-        """Search from x0; the result is on the host."""
+        """Search from x0; the result is on the host, its Hessian by differences or exact."""
+        limits = limits._replace(hessian=not self.exact)
+        out = self._search(x0, inverse0, carry, constant, limits, verbose)
+        if not self.exact:
+            return out
+        for _ in range(3):
+            H = _hessian(out.x, out.carry, constant, self.design, self.family, self.hessian, self.joint)
+            out = out._replace(hessian=np.asarray(H))
+            inverse = _safe_inverse(out.hessian)
+            move = -inverse @ out.g
+            if -0.5 * out.g @ move <= limits.tol or out.status != opt.CONVERGED:
+                break
+            # the exact Hessian promises a gain that BFGS's approximation did not see
+            before = out.numbers
+            out = self._search(out.x + move, inverse, out.carry, constant, limits, verbose)
+            out = out._replace(numbers=np.concatenate([out.numbers[:3], out.numbers[3:] + before[3:]]))
+        return out
+
+    def _search(
+        self, x0: np.ndarray, inverse0: np.ndarray, carry: Carry, constant: Array, limits: opt.Limits, verbose: Any
+    ) -> opt.Found:
         args = (self.design, self.family, self.hessian, self.joint)
         if not verbose:
             out: opt.Found = jax.device_get(run(x0, inverse0, carry, limits, constant, *args, PATH_LENGTH))
@@ -369,7 +390,6 @@ def estimate(
     tol: float = 1e-10,
     max_evaluations: int = 500,
     optimizer: Any = "bfgs",
-    exact: bool = False,
     verbose: Any = False,
 ) -> Estimates:
     """Minimise the deviance of a design.
@@ -391,8 +411,6 @@ def estimate(
     state = problem.run(x0, inverse0, carry, constant, limits, verbose)
     state, restarts, more = _leave_saddles(problem, state, inverse0, constant, limits, verbose)
     state, further = _settle_singular(problem, state, constant, limits)
-    if exact:
-        state = state._replace(hessian=exact_hessian(problem, state, constant))
     return _report(problem, state, restarts, extra + more + further, limits, optimizer != "bfgs")
 
 
@@ -532,16 +550,10 @@ def _report(
     return Estimates(theta, beta, phi, tuple(u), state.f, gradient, outer, converged, ridge, stats)
 
 
-def exact_hessian(problem: Problem, state: opt.Found, constant: Array) -> np.ndarray:
-    """Hessian of the deviance in internal units by automatic differentiation."""
-    return np.asarray(
-        _hessian(state.x, state.carry, constant, problem.design, problem.family, problem.hessian, problem.joint)
-    )
-
-
 @partial(jax.jit, static_argnames=("family", "hessian", "joint"))
 def _hessian(
     x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
 ) -> Array:
+    """Hessian of the deviance by automatic differentiation."""
     objective = make_objective(design, family, hessian, joint, constant)
     return jax.jacfwd(lambda v: objective(v, carry)[1])(x)

@@ -114,7 +114,7 @@ def glmer(
         frame = replace(frame, notes=(*frame.notes, *notes))
     begin = _check_start(start, made, family)
     with persistent_cache(), x64():
-        return _fit(spec, frame, Problem(made, family, nAGQ, kind), begin, verbose)
+        return _fit(spec, frame, Problem(made, family, nAGQ, kind, control.exact), begin, verbose)
 
 
 _LATER = {
@@ -196,7 +196,7 @@ def _fit(
 ) -> MixedModel:
     control = spec.control
     estimates = estimate(
-        problem, start, control.tol, control.max_evaluations, control.optimizer, control.exact, verbose
+        problem, start, control.tol, control.max_evaluations, control.optimizer, verbose
     )
     model = MixedModel(spec, frame, problem, estimates)
     _speak(model, control)

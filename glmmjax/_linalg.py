@@ -24,7 +24,11 @@ _UNROLL = 8
 
 
 def segment_sum(values: Array, segments: Array, m: int) -> Array:
-    """Sum of the rows of `values` that share a segment, (m, ...)."""
+    """Sum of the rows of `values` that share a segment, (m, ...).
+
+    The barrier does nothing here; its transpose keeps the gather of the backward pass apart (see `take`).
+    """
+    values = jax.lax.optimization_barrier(values)
     return jnp.zeros((m, *values.shape[1:]), values.dtype).at[segments].add(values, mode="promise_in_bounds")
 
 

@@ -51,6 +51,7 @@ class State(NamedTuple):
     slope: Array  # g'direction
     trial: Array  # (P,) next point to evaluate
     carry: Any  # what the objective carries from the accepted point
+    hint: Any  # what the next evaluation starts from
     evaluations: Array
     search_evaluations: Array  # those not spent on the Hessian
     inner: Array  # PIRLS iterations in all
@@ -92,6 +93,7 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
         slope=zero,
         trial=x0,
         carry=carry0,
+        hint=carry0,
         evaluations=count,
         search_evaluations=count,
         inner=count,
@@ -111,13 +113,13 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
 
 def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> State:
     """One evaluation, and what follows from it."""
-    f, g, carry, inner = objective(s.trial, s.carry)
+    f, g, carry, inner = objective(s.trial, s.hint)
     finite = jnp.isfinite(f) & jnp.isfinite(g).all()
     s = s._replace(evaluations=s.evaluations + 1, inner=s.inner + inner)
     return jax.lax.cond(
         s.phase == _SEARCH,
         lambda: _search(s, f, g, carry, finite, inverse0, limits),
-        lambda: _difference(s, g, finite, limits),
+        lambda: _difference(s, g, carry, finite, limits),
     )
 
 
@@ -181,6 +183,7 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
     spacing = DIFFERENCE_STEP * jnp.sqrt(2.0 * jnp.maximum(jnp.diagonal(inverse), 1e-12))
     trial = jnp.where(to_difference, x.at[0].add(spacing[0]), x + step * direction)
     row = jnp.concatenate([s.trial, jnp.stack([f, jnp.where(accept, decrement, jnp.inf)])])
+    kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), carry, s.carry)
     return s._replace(
         x=x,
         f=new_f,
@@ -190,7 +193,8 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
         step=step,
         slope=slope,
         trial=trial,
-        carry=jax.tree.map(lambda new, old: jnp.where(accept, new, old), carry, s.carry),
+        carry=kept,
+        hint=kept,
         search_evaluations=count,
         backtracks=jnp.where(accept | reset, 0, s.backtracks + 1).astype(jnp.int32),
         resets=s.resets + reset,
@@ -203,14 +207,18 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
     )
 
 
-def _difference(s: State, g: Array, finite: Array, limits: Limits) -> State:
+def _difference(s: State, g: Array, carry: Any, finite: Array, limits: Limits) -> State:
     P = s.x.shape[0]
     column = s.column + 1
+    # after x + h the modes at x - h are known by reflection to second order in h
+    reflect = (column % 2 == 1) & finite
+    hint = jax.tree.map(lambda at, plus: jnp.where(reflect, 2 * at - plus, at), s.carry, carry)
     j = jnp.minimum(column // 2, P - 1)
     sign = jnp.where(column % 2 == 0, 1.0, -1.0)
     s = s._replace(
         gradients=s.gradients.at[s.column].set(jnp.where(finite, g, jnp.nan)),
         column=column,
+        hint=hint,
         trial=s.x + sign * s.spacing * (jnp.arange(P) == j),
     )
     return jax.lax.cond(column >= 2 * P, lambda: _judge(s, limits), lambda: s)
