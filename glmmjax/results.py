@@ -303,12 +303,10 @@ class MixedModel:
 
     @property
     def singular_terms(self) -> list[str]:
-        """The terms whose covariance is singular, as ``(x | g)``-like labels."""
-        out = []
-        for T, labels in zip(self._T, self._data.terms, strict=True):
-            if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any():
-                out.append(f"({' + '.join(labels.names)} | {labels.group})")
-        return out
+        """The terms whose covariance is singular, as written in the formula."""
+        texts = self._data.formula_bars
+        pairs = zip(self._T, texts, strict=True)
+        return list(dict.fromkeys(t for T, t in pairs if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any()))
 
     @property
     def ngrps(self) -> dict[str, int]:
