@@ -247,7 +247,8 @@ class FitStats:
 class Estimates:
     """Estimates of a design, NumPy throughout.
 
-    `hessian` is that of the deviance over (theta, beta, log phi), or over theta for nAGQ = 0.
+    `hessian` is that of the deviance over (theta, beta, log phi), or over theta for nAGQ = 0; `ridge` has
+    the positions of those parameters that a direction undetermined by the data moves.
     """
 
     theta: np.ndarray
@@ -358,9 +359,6 @@ class Problem:
         out: np.ndarray = np.linalg.solve(self.scaling.jacobian(self.joint), x)
         return out
 
-    def internal(self, parameters: np.ndarray) -> np.ndarray:
-        return self.scaling.jacobian(self.joint) @ parameters
-
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
     size = sum(b.shape[0] for b in blocks)
@@ -414,13 +412,37 @@ def estimate(
     return _report(problem, state, restarts, extra + more + further, limits, optimizer != "bfgs")
 
 
-def _eigen(state: opt.Found) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and vectors of the Hessian in internal units."""
-    H = np.asarray(state.hessian)
+class Curvature(NamedTuple):
+    """Eigen-decomposition of the Hessian with each parameter in units of its own curvature.
+
+    In these units 1 is a parameter determined by itself, 0 a direction the data say nothing about.
+    """
+
+    values: np.ndarray  # (P,), NaN if the Hessian is not finite
+    vectors: np.ndarray  # (P, P)
+    units: np.ndarray  # (P,) internal units of each parameter
+
+    @property
+    def flat(self) -> np.ndarray:
+        """(P,) directions that the data do not determine."""
+        return self.values < 1e-8
+
+    @property
+    def minimum(self) -> bool:
+        """No direction of negative curvature beyond the error of the differences."""
+        return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > -1e-5)
+
+
+def curvature(H: np.ndarray) -> Curvature:
+    """See `Curvature`."""
+    P = H.shape[0]
     if not np.isfinite(H).all():
-        return np.full(H.shape[0], np.nan), np.eye(H.shape[0])
-    values, vectors = np.linalg.eigh(H)
-    return values, vectors
+        return Curvature(np.full(P, np.nan), np.eye(P), np.ones(P))
+    # below 1e-3 deviance units per squared unit of theta a curvature is nothing, and may be noise
+    diagonal = np.abs(np.diag(H))
+    units = 1.0 / np.sqrt(np.maximum(diagonal, max(1e-3, 1e-10 * diagonal.max(initial=0.0))))
+    values, vectors = np.linalg.eigh(H * np.outer(units, units))
+    return Curvature(values, vectors, units)
 
 
 def _leave_saddles(
@@ -434,13 +456,12 @@ def _leave_saddles(
     """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
     restarts, extra = 0, 0
     while restarts < 4:
-        values, vectors = _eigen(state)
-        scale = np.abs(values).max(initial=0.0)
-        if not np.isfinite(scale) or values.min(initial=0.0) > -1e-6 * max(scale, 1.0):
+        shape = curvature(state.hessian)
+        if shape.minimum or not np.isfinite(shape.values).all():
             break
-        x, direction = np.asarray(state.x), vectors[:, int(np.argmin(values))]
-        # the size of a random effect's sd in internal units, not that of the tiny curvature
-        trial = x + 0.3 * direction / np.abs(direction).max()
+        direction = shape.units * shape.vectors[:, int(np.argmin(shape.values))]
+        # as far as a random effect's sd may be, not as the curvature at the saddle says
+        trial = state.x + 0.3 * direction / np.abs(direction).max()
         again = problem.run(trial, inverse0, state.carry, constant, limits, verbose)
         extra += state.search_evaluations
         restarts += 1
@@ -509,14 +530,12 @@ def _report(
             signs[term.theta] = np.where(term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0)
             u[term.block][:, term.columns] *= flips
     theta = theta * signs[:t] + 0.0
-    values, vectors = np.linalg.eigh(H) if np.isfinite(H).all() else (np.full(x.size, np.nan), np.eye(x.size))
-    scale = np.abs(values).max(initial=1.0)
-    flat = values < 1e-9 * scale
-    along = vectors.T @ g
-    decrement = 0.5 * float(np.sum(np.where(flat, 0.0, along**2 / np.where(flat, 1.0, values))))
+    shape = curvature(H)
+    along = shape.vectors.T @ (shape.units * g)
+    decrement = 0.5 * float(np.sum(np.where(shape.flat, 0.0, along**2 / np.where(shape.flat, 1.0, shape.values))))
     if not np.isfinite(decrement):
         decrement = state.decrement
-    minimum = bool(np.isfinite(values).all() and values.min(initial=0.0) > -1e-6 * scale)
+    minimum = shape.minimum
     status = state.status
     # BFGS and Newton certify their own tolerance; other searches stop by rules of theirs
     enough = 1e-7 if external_search else 10.0 * float(limits.tol)
@@ -530,7 +549,8 @@ def _report(
     converged = converged and status == opt.CONVERGED
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)
-    ridge = tuple(int(i) for i in np.flatnonzero(flat))
+    loadings = np.abs(shape.vectors[:, shape.flat])
+    ridge = tuple(int(i) for i in np.flatnonzero((loadings > 0.3).any(axis=1)))
     searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:

@@ -26,6 +26,12 @@ def convergence_problems(model: MixedModel) -> list[str]:
             f"the fit did not converge ({stats.message}; expected further decrease of the deviance "
             f"{stats.decrement:.2g}): try other start values, or Control(optimizer='newton')"
         )
+    undetermined = model.undetermined
+    if undetermined and not model.is_singular:
+        out.append(
+            f"the data do not determine {', '.join(undetermined)} separately: the deviance is flat along a "
+            "direction of them; simplify the model"
+        )
     separated = separated_columns(model)
     if separated:
         out.append(

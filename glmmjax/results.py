@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import erfc, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
 from ._errors import DataError
-from ._fit import Estimates, FitStats, Problem
+from ._fit import Estimates, FitStats, Problem, curvature
 from ._linalg import block_diagonal_inverse, factorise, solve, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
@@ -309,6 +310,13 @@ class MixedModel:
         return list(dict.fromkeys(t for T, t in pairs if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any()))
 
     @property
+    def undetermined(self) -> list[str]:
+        """Parameters that a flat direction of the deviance moves; empty for an identified model."""
+        names = self.theta_names + ([] if self.nAGQ == 0 else list(self._data.x_names))
+        names += [f"log({n})" for n in self.family.phi_names]
+        return [names[i] for i in self._estimates.ridge]
+
+    @property
     def ngrps(self) -> dict[str, int]:
         """Grouping factor -> number of levels."""
         return {labels.group: len(labels.levels) for labels in self._data.terms}
@@ -388,10 +396,9 @@ class MixedModel:
     @cached_property
     def _outer_covariance(self) -> np.ndarray:
         """2 H^-1 over (theta, beta, log phi); directions the data do not determine are left out."""
-        values, vectors = _scaled_eigen(self._estimates.hessian)
-        scale, flat = values[1], values[0] < 1e-9 * max(values[0].max(initial=0.0), 1e-300)
-        inverse = (vectors / np.where(flat, np.inf, values[0])) @ vectors.T
-        return 2.0 * inverse * np.outer(scale, scale)
+        shape = curvature(self._estimates.hessian)
+        inverse = (shape.vectors / np.where(shape.flat, np.inf, shape.values)) @ shape.vectors.T
+        return 2.0 * inverse * np.outer(shape.units, shape.units)
 
     def vcov(self, full: bool = False, type: str = "hessian") -> pd.DataFrame:
         """Covariance of the estimates.
@@ -439,8 +446,8 @@ class MixedModel:
     def pvalues(self) -> pd.Series:
         """Two-sided normal p-values of the Wald statistics."""
         z = np.abs(self.zvalues.to_numpy())
-        normal = NormalDist()
-        return pd.Series([2.0 * normal.cdf(-v) for v in z], index=list(self._data.x_names), name="p_value")
+        # erfc is accurate in the tail; NormalDist.cdf cancels, and is 0 beyond |z| = 8.3
+        return pd.Series([erfc(v / sqrt(2.0)) for v in z], index=list(self._data.x_names), name="p_value")
 
     def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
         """Wald intervals of the fixed effects, columns named as R's (``2.5 %``, ``97.5 %``)."""
@@ -741,7 +748,7 @@ class MixedModel:
         )
         rows = []
         for _, r in self.VarCorr().to_frame().iterrows():
-            single = r["var2"] is None
+            single = pd.isna(r["var2"])
             name = f"sd__{r['var1']}" if single else f"cor__{r['var1']}.{r['var2']}"
             rows.append({"effect": "ran_pars", "group": r["grp"], "term": name, "estimate": r["sdcor"]})
         random = pd.DataFrame(rows).reindex(columns=fixed.columns)
@@ -765,14 +772,6 @@ class MixedModel:
 
 
 _laplace = jax.jit(laplace, static_argnames=("family", "hessian", "joint"))
-
-
-def _scaled_eigen(H: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Eigen-decomposition of D H D with unit diagonal, and D's diagonal."""
-    d = np.sqrt(np.abs(np.diag(H)))
-    scale = np.where(d > 0.0, 1.0 / np.where(d > 0.0, d, 1.0), 1.0)
-    values, vectors = np.linalg.eigh(H * np.outer(scale, scale))
-    return (values, scale), vectors
 
 
 def _symmetric_inverse(A: np.ndarray) -> np.ndarray:
