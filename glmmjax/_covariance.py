@@ -17,7 +17,8 @@ from jax import Array
 
 @cache
 def _lower_by_columns(k: int) -> tuple[np.ndarray, np.ndarray]:
-    cols, rows = np.triu_indices(k)
+    # int32: JAX keeps index arithmetic between 64 and 32 bit modes, where int64 no longer fits its own sizes
+    cols, rows = (index.astype(np.int32) for index in np.triu_indices(k))
     return rows, cols
 
 

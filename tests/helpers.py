@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
 from scipy import special
 
 from glmmjax import datasets
@@ -160,7 +159,7 @@ def fd_hessian_from_grad(grad: Callable[[np.ndarray], Any], x: Any, h: float = 1
 
 
 def fd6(f: Callable[[np.ndarray], Any], x: Any, steps: Any) -> np.ndarray:
-    """Sixth-order central differences of f at the vector x, one step per entry (f's shape first, then x's)."""
+    """Sixth-order central differences of f at the vector x, one step per entry; shape as `fd_gradient`."""
     x, steps = np.asarray(x, dtype=float), np.broadcast_to(np.asarray(steps, dtype=float), np.shape(x))
     columns = []
     for i in range(x.size):
@@ -168,9 +167,7 @@ def fd6(f: Callable[[np.ndarray], Any], x: Any, steps: Any) -> np.ndarray:
         e[i] = steps[i]
         total = 0.0
         for j, c in ((1, 45.0), (2, -9.0), (3, 1.0)):
-            total = total + c * (
-                np.asarray(f(x + j * e), dtype=float) - np.asarray(f(x - j * e), dtype=float)
-            )
+            total = total + c * (np.asarray(f(x + j * e), dtype=float) - np.asarray(f(x - j * e), dtype=float))
         columns.append(total / (60.0 * steps[i]))
     return np.stack(columns, axis=-1)
 
@@ -219,9 +216,7 @@ class DenseLaplace:
         shape: theta of the negative binomial.
     """
 
-    def __init__(
-        self, design: Any, family: str, link: str, hessian: str = "expected", shape: float = 1.0
-    ) -> None:
+    def __init__(self, design: Any, family: str, link: str, hessian: str = "expected", shape: float = 1.0) -> None:
         self.y, self.X = np.asarray(design.y), np.asarray(design.X)
         self.weights, self.offset = np.asarray(design.weights), np.asarray(design.offset)
         self.family, self.link, self.hessian, self.shape = family, link, hessian, shape
@@ -243,9 +238,7 @@ class DenseLaplace:
         elif family == "poisson":
             constant = -w * special.gammaln(y + 1)
         else:
-            constant = w * (
-                special.gammaln(y + shape) - special.gammaln(shape) - special.gammaln(y + 1)
-            )
+            constant = w * (special.gammaln(y + shape) - special.gammaln(shape) - special.gammaln(y + 1))
         self.constant = float(constant.sum())
 
     def scaled_Z(self, theta: np.ndarray) -> np.ndarray:

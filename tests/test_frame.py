@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from glmmjax._errors import DataError, FormulaError
 from glmmjax._columns import label_of
+from glmmjax._errors import DataError, FormulaError
 from glmmjax._frame import ModelData, build
 from glmmjax._matrix import independent_columns
 

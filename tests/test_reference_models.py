@@ -1,4 +1,4 @@
-"""Fitted models against lme4: every binomial, Poisson and fixed-shape negative binomial file with nAGQ 0 or 1.
+"""Fitted models against lme4: every binomial, Poisson and fixed-shape NB file with nAGQ 0 or 1.
 
 The files were polished far beyond lme4's defaults (tests/reference/README.md). What limits each comparison
 is written beside its tolerance.
@@ -7,7 +7,7 @@ is written beside its tolerance.
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def family_of(row: dict[str, Any]) -> gj.families.Family:
     return gj.families.get(f"{row['family']}({row['link']})")
 
 
-@lru_cache(maxsize=None)
+@cache
 def fitted(name: str) -> tuple[gj.MixedModel, dict[str, Any]]:
     """Our fit (any warning but an expected one is an error) and the file's results."""
     row, record = model_index()[name], reference_model(name)
@@ -80,9 +80,11 @@ def test_loglik(name: str) -> None:
     assert model.loglik >= ref["logLik"] - 1e-6
     assert model.loglik <= ref["logLik"] + 1e-5
     assert model.objective == pytest.approx(-2.0 * model.loglik, rel=1e-15)
-    assert (model.df, model.nobs) == (ref["df"], ref["nobs"])
-    assert model.aic == pytest.approx(ref["AIC"], abs=2e-5)
-    assert model.bic == pytest.approx(ref["BIC"], abs=2e-5)
+    # lme4 counts a shape of the negative binomial that was given, not estimated
+    extra = int(model.family.name == "negative.binomial")
+    assert (model.df + extra, model.nobs) == (ref["df"], ref["nobs"])
+    assert model.aic + 2.0 * extra == pytest.approx(ref["AIC"], abs=2e-5)
+    assert model.bic + np.log(model.nobs) * extra == pytest.approx(ref["BIC"], abs=2e-5)
     assert model.ngrps == ref["ngrps"]
 
 
@@ -126,7 +128,7 @@ def test_conditional_modes(name: str) -> None:
         assert [str(v) for v in ranef[group].index] == [str(v) for v in table["levels"]]
         assert_close(ranef[group].to_numpy(), table["values"], atol=1e-5, what=group)
     if ref.get("u") is not None:
-        assert_close(model.u, np.ravel(ref["u"]), atol=2e-5, what="u")  # b = T u, T about 0.5
+        assert_close(model.u, np.ravel(ref["u"]), atol=5e-5, what="u")  # b = T u with T from 0.2
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,12 +203,10 @@ def test_contraception_gives_no_convergence_message(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cbpp_probit", "cbpp_cloglog"])
 def test_observed_information_is_glmmTMB(name: str) -> None:
-    """hessian="observed" gives glmmTMB's Laplace approximation, which differs for links that are not canonical."""
+    """hessian="observed" gives glmmTMB's deviance, another one for links that are not canonical."""
     row = model_index()[name]
     table = reference_model(f"{name}_tmb")["results"]
-    model = gj.glmer(
-        row["formula"], load_data("cbpp"), family=f"binomial({row['link']})", hessian="observed"
-    )
+    model = gj.glmer(row["formula"], load_data("cbpp"), family=f"binomial({row['link']})", hessian="observed")
     assert model.loglik == pytest.approx(table["logLik"], abs=1e-6)
     se = np.sqrt(np.diag(np.array(table["vcov"]["cond"]["values"])))
     assert sd_scaled(model.beta, table["fixef"]["cond"]["values"], se) < 1e-4
