@@ -247,8 +247,9 @@ class FitStats:
 class Estimates:
     """Estimates of a design, NumPy throughout.
 
-    `hessian` is that of the deviance over (theta, beta, log phi), or over theta for nAGQ = 0; `ridge` has
-    the positions of those parameters that a direction undetermined by the data moves.
+    `hessian` is that of the deviance over (theta, beta, log phi), or over theta for nAGQ = 0; `covariance` is
+    twice its inverse without the directions undetermined by the data, and `ridge` has the positions of the
+    parameters that these move. Both are judged in internal units.
     """
 
     theta: np.ndarray
@@ -258,6 +259,7 @@ class Estimates:
     objective: float
     gradient: np.ndarray
     hessian: np.ndarray
+    covariance: np.ndarray
     converged: bool
     ridge: tuple[int, ...]
     stats: FitStats
@@ -549,8 +551,13 @@ def _report(
     converged = converged and status == opt.CONVERGED
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)
-    loadings = np.abs(shape.vectors[:, shape.flat])
-    ridge = tuple(int(i) for i in np.flatnonzero((loadings > 0.3).any(axis=1)))
+    root = signs[:, None] * np.linalg.solve(J, shape.units[:, None] * shape.vectors)
+    covariance = 2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T
+    moved = (np.abs(root) > 0.3 * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
+    ridge = tuple(int(i) for i in np.flatnonzero(moved))
+    # a coefficient that runs off has no finite variance; theta's ridges are rotations of a singular T
+    at = np.flatnonzero(moved & (np.arange(moved.size) >= t))
+    covariance[at, at] = np.inf
     searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:
@@ -567,7 +574,7 @@ def _report(
         path=path,
     )
     gradient = (J.T @ g) * signs
-    return Estimates(theta, beta, phi, tuple(u), state.f, gradient, outer, converged, ridge, stats)
+    return Estimates(theta, beta, phi, tuple(u), state.f, gradient, outer, covariance, converged, ridge, stats)
 
 
 @partial(jax.jit, static_argnames=("family", "hessian", "joint"))

@@ -117,7 +117,7 @@ def p_text(p: float) -> str:
         return "NaN"
     if p < 2e-16:
         return "<2e-16"
-    return f"{p:.3g}" if p < 1e-3 else f"{p:.5f}".rstrip("0") or "0"
+    return f"{p:.3g}" if p < 1e-3 else f"{p:.5f}".rstrip("0").rstrip(".")
 
 
 def stars(p: float) -> str:

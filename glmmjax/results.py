@@ -23,7 +23,7 @@ from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
 from ._errors import DataError
-from ._fit import Estimates, FitStats, Problem, curvature
+from ._fit import Estimates, FitStats, Problem
 from ._linalg import block_diagonal_inverse, factorise, solve, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
@@ -393,13 +393,6 @@ class MixedModel:
             logdet, information, w = _pieces(*self._device, self._design, self.family, self._spec.hessian)
             return float(logdet), np.asarray(information), np.asarray(w)
 
-    @cached_property
-    def _outer_covariance(self) -> np.ndarray:
-        """2 H^-1 over (theta, beta, log phi); directions the data do not determine are left out."""
-        shape = curvature(self._estimates.hessian)
-        inverse = (shape.vectors / np.where(shape.flat, np.inf, shape.values)) @ shape.vectors.T
-        return 2.0 * inverse * np.outer(shape.units, shape.units)
-
     def vcov(self, full: bool = False, type: str = "hessian") -> pd.DataFrame:
         """Covariance of the estimates.
 
@@ -418,7 +411,7 @@ class MixedModel:
         if self.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 has no joint covariance of theta and beta; fit with nAGQ = 1")
         labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
-        return pd.DataFrame(self._outer_covariance, labels, labels)
+        return pd.DataFrame(self._estimates.covariance, labels, labels)
 
     @property
     def bse(self) -> pd.Series:
@@ -435,7 +428,7 @@ class MixedModel:
         if type == "rx" or self.nAGQ == 0:
             return _symmetric_inverse(self._laplace_pieces[1])
         t, p = self._design.n_theta, self._design.p
-        return self._outer_covariance[t : t + p, t : t + p]
+        return self._estimates.covariance[t : t + p, t : t + p]
 
     @property
     def zvalues(self) -> pd.Series:

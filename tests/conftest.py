@@ -7,6 +7,7 @@ be deleted at any time.
 
 from __future__ import annotations
 
+import gc
 import os
 
 # before NumPy is imported: small dense solves lose a factor of 100 to threads that wait for busy cores
@@ -27,6 +28,14 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_compilation_cache_dir", os.environ.get("GLMMJAX_TEST_CACHE") or str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_compiled_programs() -> Iterator[None]:
+    """Forget the programs of a test file: each holds memory maps, and a process may have only so many (65,530)."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

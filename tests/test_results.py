@@ -266,7 +266,7 @@ def test_tidy() -> None:
     assert list(random["term"]) == ["sd__(Intercept)", "sd__urbanY", "cor__(Intercept).urbanY"]
     assert (random["group"] == "district").all()
     assert_close(random["estimate"], m.VarCorr().to_frame()["sdcor"])
-    assert tidy.dtypes["estimate"] == tidy.dtypes["conf_high"] == float
+    assert tidy["estimate"].dtype == np.float64 and tidy["conf_high"].dtype == np.float64
 
 
 def test_summary_layout() -> None:
@@ -331,6 +331,23 @@ def test_short_text_and_html() -> None:
         assert len(re.findall(rf"<{tag}[ >]", html)) == html.count(f"</{tag}>"), tag
     assert "Pr(&gt;|z|)" in html and "1.79e-09" in html
     assert m.summary()._repr_html_() == html
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (1.0, "1"),
+        (0.5, "0.5"),
+        (0.03536, "0.03536"),
+        (1.79e-9, "1.79e-09"),
+        (0.0, "<2e-16"),
+        (np.nan, "NaN"),
+    ],
+)
+def test_p_values_as_text(p: float, text: str) -> None:
+    from glmmjax._summary import p_text
+
+    assert p_text(p) == text
 
 
 def test_html_is_escaped() -> None:
