@@ -195,9 +195,7 @@ def _fit(
     spec: ModelSpec, frame: ModelData, problem: Problem, start: dict[str, np.ndarray] | None, verbose: Any
 ) -> MixedModel:
     control = spec.control
-    estimates = estimate(
-        problem, start, control.tol, control.max_evaluations, control.optimizer, verbose
-    )
+    estimates = estimate(problem, start, control.tol, control.max_evaluations, control.optimizer, verbose)
     model = MixedModel(spec, frame, problem, estimates)
     _speak(model, control)
     return model

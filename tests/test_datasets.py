@@ -115,9 +115,7 @@ def test_load_returns_a_new_frame():
 
 
 def test_unknown_name():
-    with pytest.raises(
-        datasets.UnknownDatasetError, match="no bundled data set is called 'slepstudy'"
-    ) as error:
+    with pytest.raises(datasets.UnknownDatasetError, match="no bundled data set is called 'slepstudy'") as error:
         datasets.load("slepstudy")
     assert isinstance(error.value, ValueError)
     assert "Did you mean 'sleepstudy'?" in str(error.value)

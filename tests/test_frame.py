@@ -72,17 +72,13 @@ def test_model_matrix_is_r(case):
     check_fixed(case)
 
 
-@pytest.mark.parametrize(
-    "case", REFERENCE["contrasts"], ids=lambda c: f"{c['formula']} {list(c['contrasts'])}"
-)
+@pytest.mark.parametrize("case", REFERENCE["contrasts"], ids=lambda c: f"{c['formula']} {list(c['contrasts'])}")
 def test_contrasts_are_r(case):
     specs = {}
     for name, spec in case["contrasts"].items():
         if isinstance(spec, dict):
             columns = spec["columns"]
-            specs[name] = (
-                pd.DataFrame(spec["matrix"], columns=columns) if columns else np.array(spec["matrix"])
-            )
+            specs[name] = pd.DataFrame(spec["matrix"], columns=columns) if columns else np.array(spec["matrix"])
         else:
             specs[name] = spec
     check_fixed(case, specs)
@@ -245,18 +241,14 @@ def test_any_table_gives_the_same_arrays():
 
 
 def test_not_a_table():
-    with pytest.raises(
-        TypeError, match="must be a DataFrame, a dict of arrays or a structured array, not list"
-    ):
+    with pytest.raises(TypeError, match="must be a DataFrame, a dict of arrays or a structured array, not list"):
         build("y ~ 1 + (1 | g)", [1, 2])
     with pytest.raises(DataError, match=r"differ in length \('y': 3, 'g': 2\)"):
         build("y ~ 1 + (1 | g)", {"y": [1, 2, 3], "g": [1, 2]})
 
 
 def test_labels_of_numbers():
-    assert [
-        label_of(v) for v in (1, 1.0, 2.5, True, "x", np.int8(3), 0.1 + 0.2)
-    ] == "1 1 2.5 TRUE x 3 0.3".split()
+    assert [label_of(v) for v in (1, 1.0, 2.5, True, "x", np.int8(3), 0.1 + 0.2)] == "1 1 2.5 TRUE x 3 0.3".split()
 
 
 def test_numeric_groups_sort_as_numbers_and_text_as_text():
@@ -269,9 +261,7 @@ def test_numeric_groups_sort_as_numbers_and_text_as_text():
 
 def test_small_category_codes_do_not_overflow():
     n = 120 * 110  # codes are int8; the product needs more
-    d = pd.DataFrame(
-        {"a": pd.Categorical(np.arange(n) % 120), "b": pd.Categorical(np.arange(n) // 120 % 110)}
-    )
+    d = pd.DataFrame({"a": pd.Categorical(np.arange(n) % 120), "b": pd.Categorical(np.arange(n) // 120 % 110)})
     d["y"] = np.arange(n) % 7
     assert d["a"].cat.codes.dtype == np.int8
     m = build("y ~ 1 + (1 | a:b)", d)
@@ -595,9 +585,7 @@ BAD = [  # formula, columns that differ, keyword arguments, error, message
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "formula, columns, kwargs, error, message", BAD, ids=[f"{b[0]} {b[4][:30]}" for b in BAD]
-)
+@pytest.mark.parametrize("formula, columns, kwargs, error, message", BAD, ids=[f"{b[0]} {b[4][:30]}" for b in BAD])
 def test_bad_input(formula, columns, kwargs, error, message):
     data = {"y": [1.0, 2, 4, 3, 5, 6], "g": list("aabbcc"), "x": X6} | columns
     with pytest.raises(error, match=message) as e:

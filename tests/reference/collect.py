@@ -32,9 +32,7 @@ def slim(record: dict[str, Any]) -> dict[str, Any]:
     if "document" in str(record.get("notes", "")):  # remarks that refer to texts outside this repository
         record["notes"] = ""
     if "default_fit" in record and record["default_fit"] is not None:
-        record["default_fit"] = {
-            k: v for k, v in record["default_fit"].items() if k not in ("elapsed_s", "reps")
-        }
+        record["default_fit"] = {k: v for k, v in record["default_fit"].items() if k not in ("elapsed_s", "reps")}
     results = record.get("results", {})
     n_re = results.get("n_re", 0)
     dropped = {name for name, limit in LONG.items() if n_re > limit}
