@@ -312,7 +312,7 @@ class Problem:
         if not good:
             u = zero_u(self.design, jnp.float64)
         carry = Carry(u, beta_s, np.zeros((), np.int32))
-        return np.concatenate(x), _block_diagonal(blocks), carry, begin.constant
+        return np.concatenate(x), block_diagonal(blocks), carry, begin.constant
 
     def run(
         self,
@@ -362,7 +362,8 @@ class Problem:
         return out
 
 
-def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    """Square blocks along the diagonal of one matrix."""
     size = sum(b.shape[0] for b in blocks)
     out, at = np.zeros((size, size)), 0
     for b in blocks:

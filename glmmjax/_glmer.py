@@ -143,15 +143,13 @@ def _check_nAGQ(nAGQ: int) -> int:
 
 def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
     """Design of a model frame, the response checked against the family; and notes for the user."""
-    y, weights = frame.y, frame.weights
-    assert y is not None
-    if frame.trials is not None:
-        weights = frame.trials if weights is None else weights * frame.trials
+    made = _frame_design(frame)
     if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
         what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
         raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
-    notes = family.check_response(y, weights, frame.response_name, frame.row_index)
-    n = y.shape[0]
+    weights = None if frame.weights is None and frame.trials is None else np.asarray(made.weights)
+    notes = family.check_response(np.asarray(made.y), weights, frame.response_name, frame.row_index)
+    n = made.n
     for term in frame.terms:
         q = len(term.levels) * len(term.names)
         if q > n:
@@ -159,9 +157,18 @@ def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
                 f"the term ({' + '.join(term.names)} | {term.group}) has {q} random effects for {n} rows: its "
                 "covariance cannot be estimated; drop columns from it or use a factor with fewer levels"
             )
+    return made, list(notes)
+
+
+def _frame_design(frame: ModelData) -> Design:
+    """The arrays of a model frame; trials times prior weights."""
+    assert frame.y is not None
+    weights = frame.weights
+    if frame.trials is not None:
+        weights = frame.trials if weights is None else weights * frame.trials
     terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
     names = [t.group for t in frame.terms]
-    return design_arrays(y, frame.X, terms, weights=weights, offset=frame.offset, names=names), list(notes)
+    return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)
 
 
 def _rank_message(frame: ModelData, control: Control) -> None:
@@ -267,10 +274,4 @@ def design(
     and trials in weights.
     """
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
-    assert frame.y is not None
-    weights = frame.weights
-    if frame.trials is not None:
-        weights = frame.trials if weights is None else weights * frame.trials
-    terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
-    names = [t.group for t in frame.terms]
-    return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)
+    return _frame_design(frame)

@@ -23,7 +23,7 @@ from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
 from ._errors import DataError
-from ._fit import Estimates, FitStats, Problem
+from ._fit import Estimates, FitStats, Problem, block_diagonal
 from ._linalg import block_diagonal_inverse, factorise, solve, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
@@ -672,13 +672,8 @@ class MixedModel:
         return np.concatenate(parts, axis=1)
 
     def _dense_Lambda(self) -> np.ndarray:
-        blocks = [np.kron(np.eye(len(t.levels)), T) for t, T in zip(self._data.terms, self._T, strict=True)]
-        size = sum(b.shape[0] for b in blocks)
-        out, at = np.zeros((size, size)), 0
-        for b in blocks:
-            out[at : at + b.shape[0], at : at + b.shape[0]] = b
-            at += b.shape[0]
-        return out
+        pairs = zip(self._data.terms, self._T, strict=True)
+        return block_diagonal([np.kron(np.eye(len(t.levels)), T) for t, T in pairs])
 
     def _dense_L(self) -> np.ndarray:
         ZL = self._dense_Z() @ self._dense_Lambda()
