@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ._objective import laplace_deviance as laplace_deviance
     from ._parse import parse as parse
     from ._pirls import pirls as pirls
+    from ._pls import lmm_deviance as lmm_deviance
+    from ._pls import pls as pls
     from .links import Link as Link
     from .results import MixedModel as MixedModel
     from .results import VarCorr as VarCorr
@@ -43,6 +45,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "design_arrays": ("_design", "design_arrays"),
     "laplace_deviance": ("_objective", "laplace_deviance"),
     "pirls": ("_pirls", "pirls"),
+    "lmm_deviance": ("_pls", "lmm_deviance"),
+    "pls": ("_pls", "pls"),
     "Control": ("_control", "Control"),
     "Design": ("_design", "Design"),
     "Unstructured": ("_covariance", "Unstructured"),

@@ -97,13 +97,18 @@ class Design:
 
 def factors(theta: Array, design: Design) -> tuple[Array, ...]:
     """Relative factor T (k, k) of every block, block diagonal over the block's terms."""
+    return factors_of(theta, design.terms, [z.shape[1] for z in design.z])
+
+
+def factors_of(theta: Array, terms: tuple[Term, ...], widths: Sequence[int]) -> tuple[Array, ...]:
+    """`factors` from the terms and the number of columns of each block."""
     out = []
-    for g, z in enumerate(design.z):
-        mine = [t for t in design.terms if t.block == g]
+    for g, k in enumerate(widths):
+        mine = [t for t in terms if t.block == g]
         if len(mine) == 1:
             out.append(mine[0].structure.factor(theta[mine[0].theta]))
             continue
-        T = jnp.zeros((z.shape[1], z.shape[1]), theta.dtype)
+        T = jnp.zeros((k, k), theta.dtype)
         for t in mine:
             T = T.at[t.columns, t.columns].set(t.structure.factor(theta[t.theta]))
         out.append(T)

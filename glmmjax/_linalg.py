@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_solve, solve_triangular
 
 from ._symbolic import Coupling, Plan
 
 #: Small blocks up to this size are inverted by unrolled elimination, larger ones by LAPACK.
 _UNROLL = 8
+#: Triangular matrices up to this size are not split further.
+_HALVE = 160
 
 
 def segment_sum(values: Array, segments: Array, m: int) -> Array:
@@ -90,10 +92,34 @@ def _spd_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tup
     return (inverse, logdet), (-small_matmul(half, inverse), jnp.trace(half, axis1=-2, axis2=-1))
 
 
+def _triangular_inverse(L: Array) -> Array:
+    """Inverse of a lower triangular matrix by halves: matrix products in place of a wide triangular solve."""
+    n = L.shape[0]
+    if n <= _HALVE:
+        return solve_triangular(L, jnp.eye(n, dtype=L.dtype), lower=True)
+    h = n // 2
+    A, B = _triangular_inverse(L[:h, :h]), _triangular_inverse(L[h:, h:])
+    return jnp.block([[A, jnp.zeros((h, n - h), L.dtype)], [-(B @ (L[h:, :h] @ A)), B]])
+
+
+def _cross_of_triangular(A: Array) -> Array:
+    """A'A of a lower triangular matrix by halves, without the products that are zero."""
+    n = A.shape[0]
+    if n <= _HALVE:
+        return A.T @ A
+    h = n // 2
+    corner, below, last = A[:h, :h], A[h:, :h], A[h:, h:]
+    side = last.T @ below
+    return jnp.block([[_cross_of_triangular(corner) + below.T @ below, side.T], [side, _cross_of_triangular(last)]])
+
+
 @jax.custom_jvp
 def dense_inverse(S: Array, L: Array) -> Array:
-    """S^-1 from S and its Cholesky factor L (not differentiated)."""
-    return cho_solve((L, True), jnp.eye(S.shape[0], dtype=S.dtype))
+    """S^-1 from S and its Cholesky factor L (not differentiated).
+
+    By halves: three times as fast as two triangular solves against the identity (1,156 rows: 30 against 100 ms).
+    """
+    return _cross_of_triangular(_triangular_inverse(L))
 
 
 @dense_inverse.defjvp
@@ -169,19 +195,23 @@ def sandwich(left: Array, A: Array, right: Array) -> Array:
     return small_matmul(small_matmul(left.T[None], A), right[None])
 
 
-def factorise(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan, shift: tuple[Array, ...] | None = None) -> Factor:
-    """Eliminate H = Lambda' Z'WZ Lambda + I block by block.
+def penalised(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan) -> Blocks:
+    """H = Lambda' Z'WZ Lambda + I in blocks; Ts holds per block the relative factor T (k, k)."""
+    diagonal = [
+        sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype) for A, T in zip(blocks.diagonal, Ts, strict=True)
+    ]
+    pairs = [sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)]
+    return Blocks(tuple(diagonal), tuple(pairs))
 
-    Args:
-        Ts: per block, the relative factor T (k, k).
-        shift: per block (m, k, k), added to the diagonal blocks of H.
-    """
-    D = []
-    for g, (A, T) in enumerate(zip(blocks.diagonal, Ts, strict=True)):
-        D.append(sandwich(T, A, T) + jnp.eye(T.shape[0], dtype=T.dtype))
-        if shift is not None:
-            D[g] = D[g] + shift[g]
-    C = [sandwich(Ts[c.first], A, Ts[c.second]) for c, A in zip(plan.couplings, blocks.pairs, strict=True)]
+
+def factorise(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan) -> Factor:
+    """Eliminate H = Lambda' Z'WZ Lambda + I; Ts holds per block the relative factor T (k, k)."""
+    return eliminate(penalised(blocks, Ts, plan), plan)
+
+
+def eliminate(H: Blocks, plan: Plan) -> Factor:
+    """Eliminate a symmetric positive definite matrix block by block."""
+    D, C = list(H.diagonal), list(H.pairs)
     size, first_dense = plan.size, plan.n_eliminated
     dtype = D[0].dtype
     upper = jnp.zeros((size * size,), dtype)
@@ -219,7 +249,7 @@ def factorise(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan, shift: tuple[Ar
         return Factor(tuple(inverses), tuple(C), tuple(matrices), None, None, logdet)
     for i, c in enumerate(plan.couplings):
         if c.first >= first_dense:
-            k, k2 = Ts[c.first].shape[0], Ts[c.second].shape[0]
+            k, k2 = C[i].shape[1:]
             corner = (plan.offsets[c.first] + c.a * k) * size + plan.offsets[c.second] + c.b * k2
             upper = _scatter_windows(upper, corner, C[i], size)
     U = upper.reshape(size, size)
@@ -240,7 +270,7 @@ def _scatter_windows(flat: Array, corner: Array, values: Array, size: int) -> Ar
     return flat.at[position.reshape(-1)].add(values.reshape(-1), mode="promise_in_bounds")
 
 
-def _in_matrix(plan: Plan, c: Coupling) -> bool:
+def in_matrix(plan: Plan, c: Coupling) -> bool:
     """Whether a coupling is held as part of its block's dense matrix."""
     return c.first < plan.n_eliminated and plan.dense[c.first] and c.second >= plan.n_eliminated
 
@@ -266,7 +296,7 @@ def solve(factor: Factor, rhs: tuple[Array, ...], plan: Plan) -> tuple[Array, ..
     for e in range(plan.n_eliminated):
         t = small_matmul(factor.inverse[e], r[e])
         for i, c in enumerate(plan.couplings):
-            if c.first == e and not _in_matrix(plan, c):
+            if c.first == e and not in_matrix(plan, c):
                 values = outer_sum(factor.pairs[i], take(t, c.a) if c.row_pair is not None else t)
                 r[c.second] = r[c.second].at[c.b].add(-values, mode="promise_in_bounds")
         matrix = factor.matrices[e]
@@ -283,7 +313,7 @@ def solve(factor: Factor, rhs: tuple[Array, ...], plan: Plan) -> tuple[Array, ..
     for e in reversed(range(plan.n_eliminated)):
         left = r[e]
         for i, c in enumerate(plan.couplings):
-            if c.first == e and not _in_matrix(plan, c):
+            if c.first == e and not in_matrix(plan, c):
                 values = small_matmul(factor.pairs[i], take(x[c.second], c.b))
                 if c.row_pair is None:
                     left = left - values
@@ -294,14 +324,3 @@ def solve(factor: Factor, rhs: tuple[Array, ...], plan: Plan) -> tuple[Array, ..
             left = left - (matrix.reshape(-1, plan.size) @ solution).reshape(left.shape)
         x[e] = small_matmul(factor.inverse[e], left)
     return tuple(x)
-
-
-def block_diagonal_inverse(blocks: Blocks, Ts: tuple[Array, ...], plan: Plan) -> tuple[Array, ...]:
-    """Diagonal blocks (m, k, k) of H^-1, one per level: the derivative of log det H in them."""
-
-    def logdet(shift: tuple[Array, ...]) -> Array:
-        return factorise(blocks, Ts, plan, shift).logdet
-
-    # right for symmetric shifts only (products of a pair with another are formed once): take the symmetric part
-    gradient = jax.grad(logdet)(tuple(jnp.zeros_like(A) for A in blocks.diagonal))
-    return tuple(0.5 * (g + g.swapaxes(-1, -2)) for g in gradient)

@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from ._bordered import selected_inverse
 from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
 from ._errors import DataError
 from ._fit import Estimates, FitStats, Problem, block_diagonal
-from ._linalg import block_diagonal_inverse, factorise, solve, weighted_products
+from ._linalg import eliminate, factorise, penalised, solve, weighted_products
 from ._objective import laplace, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
 from ._precision import x64
@@ -83,8 +84,9 @@ def _conditional_covariances(params: Parameters, u: Blocked, design: Design, fam
     """Lambda (L L')^-1 Lambda' per level, (m, k, k) per block."""
     w, T = _working_weights(params, u, design, family, hessian)
     blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
-    inverses = block_diagonal_inverse(blocks, T, design.plan)
-    return tuple(jnp.einsum("ij,mjk,lk->mil", t, v, t) for t, v in zip(T, inverses, strict=True))
+    H = penalised(blocks, T, design.plan)
+    inverse = selected_inverse(eliminate(H, design.plan), H, design.plan)
+    return tuple(jnp.einsum("ij,mjk,lk->mil", t, v, t) for t, v in zip(T, inverse.diagonal, strict=True))
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))

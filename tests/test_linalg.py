@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, fd_gradient
+from scipy.linalg import block_diag
 
 import glmmjax as gj
 from glmmjax import _symbolic
+from glmmjax._bordered import bordered, selected_inverse
 from glmmjax._design import factors
-from glmmjax._linalg import block_diagonal_inverse, factorise, solve, spd_inverse, weighted_products
+from glmmjax._linalg import eliminate, factorise, penalised, solve, spd_inverse, weighted_products
 
 
 def _levels(kind: str, n: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -85,12 +87,17 @@ class Dense:
         self.Ts = factors(jnp.asarray(self.theta), self.design)
         d = self.design
         parts = []
-        for z, level, m, T in zip(d.z, d.level, d.n_levels, self.Ts, strict=True):
+        for z, level, m in zip(d.z, d.level, d.n_levels, strict=True):
             Z = np.zeros((n, m, z.shape[1]))
-            Z[np.arange(n), level] = z @ np.asarray(T)
+            Z[np.arange(n), level] = z
             parts.append(Z.reshape(n, -1))
-        self.Z = np.concatenate(parts, axis=1)
+        self.raw_Z = np.concatenate(parts, axis=1)
+        self.Z = self.raw_Z @ self.Lambda(self.theta)
         self.H = self.Z.T @ (self.w[:, None] * self.Z) + np.eye(self.Z.shape[1])
+
+    def Lambda(self, theta: np.ndarray) -> np.ndarray:
+        Ts = factors(jnp.asarray(theta), self.design)
+        return block_diag(*[np.kron(np.eye(m), T) for m, T in zip(self.design.n_levels, Ts, strict=True)])
 
     def blocks(self, w: Any) -> Any:
         d = self.design
@@ -128,25 +135,73 @@ def test_values(kind: str) -> None:
     @jax.jit
     def run(w: Any, r: Any) -> Any:
         blocks = dense.blocks(w)
-        factor = factorise(blocks, dense.Ts, dense.design.plan)
-        inverse = block_diagonal_inverse(blocks, dense.Ts, dense.design.plan)
-        return blocks, factor.logdet, solve(factor, r, dense.design.plan), inverse
+        H = penalised(blocks, dense.Ts, dense.design.plan)
+        factor = eliminate(H, dense.design.plan)
+        return factor.logdet, solve(factor, r, dense.design.plan), selected_inverse(factor, H, dense.design.plan)
 
-    blocks, logdet, x, inverse = run(dense.w, dense.split(rhs))
+    logdet, x, inverse = run(dense.w, dense.split(rhs))
     condition = np.linalg.cond(dense.H)
     assert float(logdet) == pytest.approx(np.linalg.slogdet(dense.H)[1], rel=1e-13)
     ours = np.concatenate([np.asarray(v).reshape(-1, 2) for v in x])
     exact = np.linalg.solve(dense.H, rhs)
     # explicit inverses of small blocks: rounding times the condition number (10 to 1,000 here)
     assert_close(ours, exact, atol=1e-15 * condition * np.abs(exact).max() + 1e-14, what="solve")
-    full, start = np.linalg.inv(dense.H), 0
-    for block, diagonal in zip(inverse, blocks.diagonal, strict=True):
+    full, start = np.linalg.inv(dense.H), [0]
+    for block in inverse.diagonal:
         m, k, _ = block.shape
         for i in range(m):
-            at = slice(start + i * k, start + (i + 1) * k)
+            at = slice(start[-1] + i * k, start[-1] + (i + 1) * k)
             assert_close(block[i], full[at, at], rtol=1e-13 * condition, atol=1e-15, what="inverse")
-        start += m * k
-        assert diagonal.shape == (m, k, k)
+        start.append(start[-1] + m * k)
+    for c, pairs in zip(dense.design.plan.couplings, inverse.pairs, strict=True):
+        k, k2 = pairs.shape[1:]
+        for value, a, b in zip(pairs, c.a, c.b, strict=True):
+            rows, columns = start[c.first] + a * k, start[c.second] + b * k2
+            exact = full[rows : rows + k, columns : columns + k2]
+            assert_close(value, exact, rtol=1e-13 * condition, atol=1e-14, what="inverse of a pair")
+
+
+@pytest.mark.parametrize(
+    "kind", ["slope", "nested_3", "nested_then_crossed", "crossed_slopes", "sparse_nested_crossed"]
+)
+def test_bordered(kind: str) -> None:
+    """Value, first and second derivatives of log det H and B'H^-1 B against dense algebra in NumPy."""
+    dense = Dense(kind)
+    plan, n, t = dense.design.plan, dense.w.size, dense.theta.size
+    rng = np.random.default_rng(3)
+    columns = rng.normal(size=(n, 2))
+    weigh = rng.normal(size=(2, 2))
+    weigh = weigh + weigh.T
+
+    def f(x: Any) -> Any:
+        T = factors(x[:t], dense.design)
+        blocks = dense.blocks(x[t:])
+        B = []
+        for z, level, m, own in zip(dense.design.z, dense.design.level, dense.design.n_levels, T, strict=True):
+            full = jnp.zeros((m, z.shape[1], 2)).at[level].add(z[:, :, None] * columns[:, None, :])
+            B.append(own.T[None] @ full)
+        out = bordered(penalised(blocks, T, plan), tuple(B), plan)
+        return out.logdet + (weigh * out.quadratic).sum() + sum(jnp.sin(x).sum() for x in out.X)
+
+    def by_hand(x: np.ndarray) -> float:
+        Lambda = dense.Lambda(x[:t])
+        H = Lambda.T @ dense.raw_Z.T @ (x[t:, None] * dense.raw_Z) @ Lambda + np.eye(Lambda.shape[0])
+        B = Lambda.T @ dense.raw_Z.T @ columns
+        X = np.linalg.solve(H, B)
+        return float(np.linalg.slogdet(H)[1] + (weigh * (B.T @ X)).sum() + np.sin(X).sum())
+
+    x = np.concatenate([dense.theta, dense.w])
+    assert float(jax.jit(f)(x)) == pytest.approx(by_hand(x), rel=1e-12)
+    few = [*range(t), t, t + 7, t + n - 1]
+    gradient = np.asarray(jax.jit(jax.grad(f))(x))
+    for i in few:
+        e = 1e-5 * (np.arange(x.size) == i)
+        assert gradient[i] == pytest.approx((by_hand(x + e) - by_hand(x - e)) / 2e-5, rel=1e-6, abs=1e-7)
+    pick = np.eye(x.size)[few[-1]]
+    hessian = np.asarray(jax.jit(lambda v: jax.jvp(jax.grad(f), (x,), (v,))[1])(pick))
+    grad = jax.jit(jax.grad(f))
+    differences = (grad(x + 1e-5 * pick) - grad(x - 1e-5 * pick)) / 2e-5
+    assert_close(hessian, differences, rtol=1e-6, atol=1e-7, what="Hessian column")
 
 
 @pytest.mark.parametrize("kind", ["slope", "nested_slopes", "crossed_slopes", "sparse_nested_crossed", "two_terms"])

@@ -1,0 +1,212 @@
+"""The linear mixed model: penalised least squares on cross-products, and the profiled ML and REML criteria.
+
+The data enter through cross-products that are formed once, so that an evaluation never touches the n rows. One
+elimination of
+
+    [ Lambda'Z'WZ Lambda + I   Lambda'Z'W[X y] ]
+    [       [X y]'WZ Lambda       [X y]'W[X y]  ]
+
+gives log|L|^2; its Schur complement has the Cholesky factor [R_X, R_X beta; 0, r].
+Source: Bates et al. 2015, J. Stat. Softw. 67(1), sections 3.2 to 3.4, equations 34 and 42.
+
+Cross-products cancel, so X is first orthogonalised (X = Xs A) and y replaced by its residual from X. Both are exact
+transformations of the problem whatever their coefficients, which therefore carry no derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ._bordered import bordered
+from ._design import Design, Term, factors_of, u_from_blocks
+from ._linalg import Blocks, penalised, segment_sum, weighted_products
+from ._objective import warn_if_single_precision
+from ._symbolic import Plan
+
+LOG_2PI = 1.8378770664093453
+#: Columns of [X y] are taken one at a time where their products with z would need more numbers than this.
+MAX_PRODUCT_SIZE = 2**25
+
+
+class CrossProducts(NamedTuple):
+    """Everything the criterion needs of the data, in internal units."""
+
+    blocks: Blocks  # Z'WZ
+    border: tuple[Array, ...]  # per block (m, k, p + 1): Z'W[Xs y]
+    gram: Array  # (p + 1, p + 1): [Xs y]'W[Xs y]
+    A: Array  # (p, p) upper triangular: X = Xs A
+    beta_ols: Array  # (p,) taken out of y, in units of Xs
+    log_det_A: Array  # log |det A|
+    log_weights: Array  # sum of log weights
+    n: Array  # rows, as a float
+
+
+def cross_products(design: Design) -> CrossProducts:
+    """Cross-products of a design; X orthonormal in them (Xs'WXs = n I), y the weighted OLS residual."""
+    w, X = jnp.asarray(design.weights), jnp.asarray(design.X)
+    y = jnp.asarray(design.y) - jnp.asarray(design.offset)
+    n, p = X.shape
+    if p:
+        A = jnp.linalg.qr(jax.lax.stop_gradient(jnp.sqrt(w)[:, None] * X), mode="r") / n**0.5
+        A = jnp.where(jnp.diagonal(A) < 0.0, -1.0, 1.0)[:, None] * A
+        Xs = X @ jax.scipy.linalg.solve_triangular(A, jnp.eye(p, dtype=X.dtype))
+        log_det_A = jnp.log(jnp.diagonal(A)).sum()
+    else:
+        A, Xs, log_det_A = jnp.zeros((0, 0), X.dtype), X, jnp.zeros((), X.dtype)
+    beta_ols = jnp.zeros((p,), X.dtype)
+    for _ in range(2):  # the second pass removes the rounding of the first
+        change = jax.lax.stop_gradient(Xs.T @ (w * y) / n)
+        beta_ols = beta_ols + change
+        y = y - Xs @ change
+    columns = jnp.concatenate([Xs, y[:, None]], axis=1)
+    weighted = w[:, None] * columns
+    border = []
+    for z, level, m in zip(design.z, design.level, design.n_levels, strict=True):
+        border.append(_products_with(jnp.asarray(z), weighted, jnp.asarray(level), m))
+    return CrossProducts(
+        weighted_products(design.z, design.level, design.n_levels, w, design.plan),
+        tuple(border),
+        columns.T @ weighted,
+        A,
+        beta_ols,
+        log_det_A,
+        jnp.log(w).sum(),
+        jnp.full((), n, y.dtype),
+    )
+
+
+def _products_with(z: Array, weighted: Array, level: Array, m: int) -> Array:
+    """(m, k, c): sums over each level's rows of z_i weighted_i'."""
+    if z.size * weighted.shape[1] <= MAX_PRODUCT_SIZE:
+        return segment_sum(z[:, :, None] * weighted[:, None, :], level, m)
+    one = jax.lax.map(lambda column: segment_sum(z * column[:, None], level, m), weighted.T)
+    return jnp.moveaxis(one, 0, -1)
+
+
+class Profile(NamedTuple):
+    """Solution of the penalised least squares problem at one theta, in internal units."""
+
+    logdet_L: Array  # log|L|^2
+    logdet_RX: Array  # log|R_X|^2 of Xs
+    r2: Array  # penalised weighted residual sum of squares
+    beta: Array  # (p,) beyond beta_ols
+    u: tuple[Array, ...]  # per block (m, k)
+    L: Array  # (p, p) lower triangular, L L' = R_X'R_X of Xs
+
+
+def profile(theta: Array, cross: CrossProducts, plan: Plan, terms: tuple[Term, ...]) -> Profile:
+    """Penalised least squares at theta; NaN where the system is not positive definite."""
+    T = factors_of(theta, terms, [A.shape[-1] for A in cross.blocks.diagonal])
+    border = tuple((t.T[None, :, :, None] * b[:, None, :, :]).sum(2) for t, b in zip(T, cross.border, strict=True))
+    out = bordered(penalised(cross.blocks, T, plan), border, plan)
+    p = cross.gram.shape[0] - 1
+    reduced = cross.gram - out.quadratic
+    L, right, last = reduced[:p, :p], reduced[:p, p], reduced[p, p]
+    if p:
+        L = jnp.linalg.cholesky(0.5 * (L + L.T))
+        half = jax.scipy.linalg.solve_triangular(L, right, lower=True)
+        beta = jax.scipy.linalg.solve_triangular(L, half, lower=True, trans=1)
+        r2 = last - half @ half
+        logdet_RX = 2.0 * jnp.log(jnp.diagonal(L)).sum()
+    else:
+        beta, r2, logdet_RX = jnp.zeros_like(right), last, jnp.zeros_like(last)
+    u = tuple(x[..., p] - x[..., :p] @ beta for x in out.X)
+    return Profile(out.logdet, logdet_RX, r2, beta, u, L)
+
+
+def criterion(at: Profile, cross: CrossProducts, reml: Array | float) -> Array:
+    """Profiled deviance (reml = 0) or REML criterion (reml = 1) with all constants; +inf where r2 is not positive."""
+    p = cross.gram.shape[0] - 1
+    size = cross.n - reml * p
+    r2 = jnp.where(at.r2 > 0.0, at.r2, jnp.nan)
+    value = at.logdet_L + size * (1.0 + LOG_2PI + jnp.log(r2 / size)) - cross.log_weights
+    if p:
+        value = value + reml * (at.logdet_RX + 2.0 * cross.log_det_A)
+    return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+
+def fixed_effects(at: Profile, cross: CrossProducts) -> Array:
+    """(p,) beta in the units of X."""
+    if not at.beta.shape[0]:
+        return at.beta
+    return jax.scipy.linalg.solve_triangular(cross.A, at.beta + cross.beta_ols)
+
+
+class PLS(NamedTuple):
+    """Result of `pls`, under the names of the theory.
+
+    Attributes:
+        logdet_L: () log|L|^2, the log-determinant of Lambda'Z'WZ Lambda + I.
+        logdet_RX: () log|R_X|^2, of the Schur complement of X.
+        r2: () penalised weighted residual sum of squares at its minimum.
+        beta: (p,) conditional estimate of the fixed effects.
+        u: (q,) conditional mode of the spherical random effects, in the order of Z's columns.
+        sigma: () residual standard deviation, sqrt(r2 / n).
+        sigma_reml: () its REML counterpart, sqrt(r2 / (n - p)).
+        RX: (p, p) upper triangular, R_X'R_X = X'WX - R_ZX'R_ZX.
+    """
+
+    logdet_L: Array
+    logdet_RX: Array
+    r2: Array
+    beta: Array
+    u: Array
+    sigma: Array
+    sigma_reml: Array
+    RX: Array
+
+
+def pls(theta: Any, design: Design) -> PLS:
+    """Penalised least squares at theta: min over (u, beta) of |W^1/2 (y - X beta - Z Lambda u)|^2 + |u|^2.
+
+    Args:
+        theta: (n_theta,) packed relative factors in lme4's order, relative to sigma.
+        design: see `Design`; its weights are precision weights.
+
+    Returns:
+        `PLS`, differentiable in theta and in the float arrays of the design.
+
+    Source: Bates et al. 2015, J. Stat. Softw. 67(1), equations 28 to 34.
+    """
+    theta = _real(theta)
+    cross = cross_products(design)
+    at = profile(theta, cross, design.plan, design.terms)
+    return PLS(
+        at.logdet_L,
+        at.logdet_RX + 2.0 * cross.log_det_A,
+        at.r2,
+        fixed_effects(at, cross),
+        u_from_blocks(at.u, design),
+        jnp.sqrt(at.r2 / design.n),
+        jnp.sqrt(at.r2 / (design.n - design.p)),
+        at.L.T @ cross.A,
+    )
+
+
+def lmm_deviance(theta: Any, design: Design, REML: bool = True) -> Array:
+    """Profiled deviance or REML criterion of a linear mixed model, all constants included.
+
+    Args:
+        theta: (n_theta,) packed relative factors in lme4's order, relative to sigma.
+        design: see `Design`; its weights are precision weights (lmer's meaning).
+        REML: the REML criterion instead of minus twice the log-likelihood.
+
+    Returns:
+        () with beta and sigma profiled out; +inf where the residual sum of squares is 0.
+
+    Differentiable to second order in theta and in the float arrays of the design.
+    Source: Bates et al. 2015, J. Stat. Softw. 67(1), equations 34 and 42; weights subtract sum log w.
+    """
+    theta = _real(theta)
+    cross = cross_products(design)
+    return criterion(profile(theta, cross, design.plan, design.terms), cross, float(REML))
+
+
+def _real(theta: Any) -> Array:
+    warn_if_single_precision()
+    theta = jnp.asarray(theta)
+    return theta.astype(jnp.result_type(theta, float))
