@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._glmer import ConvergenceWarning as ConvergenceWarning
     from ._glmer import design as design
     from ._glmer import glmer as glmer
+    from ._lmer import lmer as lmer
     from ._objective import laplace_deviance as laplace_deviance
     from ._parse import parse as parse
     from ._pirls import pirls as pirls
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 #: public name -> (module, name there); None for the module itself
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "glmer": ("_glmer", "glmer"),
+    "lmer": ("_lmer", "lmer"),
     "design": ("_glmer", "design"),
     "design_arrays": ("_design", "design_arrays"),
     "laplace_deviance": ("_objective", "laplace_deviance"),

@@ -77,9 +77,9 @@ def selected_inverse(factor: Factor, H: Blocks, plan: Plan) -> Blocks:
                 if not each_with_itself:
                     sums[product.right] += small_matmul(left, M)
                 continue
-            sums[product.left] = _add(sums[product.left], p, small_matmul(take(right, q), M.swapaxes(-1, -2)))
+            sums[product.left] = add_at(sums[product.left], p, small_matmul(take(right, q), M.swapaxes(-1, -2)))
             if not each_with_itself:
-                sums[product.right] = _add(sums[product.right], q, small_matmul(take(left, p), M))
+                sums[product.right] = add_at(sums[product.right], q, small_matmul(take(left, p), M))
         D_inverse = factor.inverse[e]
         block = D_inverse
         A = factor.matrices[e]
@@ -98,12 +98,13 @@ def selected_inverse(factor: Factor, H: Blocks, plan: Plan) -> Blocks:
             D = take(D_inverse, c.a) if c.row_pair is not None else D_inverse
             pairs[i] = -small_matmul(D, sums[i])
             update = -small_matmul((pairs[i][:, :, None, :] * C[i][:, None, :, :]).sum(-1), D)
-            block = _add(block, c.a, update) if c.row_pair is not None else block + update
+            block = add_at(block, c.a, update) if c.row_pair is not None else block + update
         diagonal[e] = 0.5 * (block + block.swapaxes(-1, -2))
     return Blocks(tuple(diagonal), tuple(pairs))
 
 
-def _add(to: Array, index: Any, values: Array) -> Array:
+def add_at(to: Array, index: Any, values: Array) -> Array:
+    """Scatter-add at indices known to be in range."""
     return to.at[index].add(values, mode="promise_in_bounds")
 
 
@@ -152,8 +153,8 @@ def _bordered_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
         b = take(X[c.second], c.b)
         moved = small_matmul(d, b)
         half += outer_sum(a, moved).sum(0)
-        dHX[c.first] = dHX[c.first] + moved if c.row_pair is None else _add(dHX[c.first], c.a, moved)
-        dHX[c.second] = _add(dHX[c.second], c.b, outer_sum(d, a))
+        dHX[c.first] = dHX[c.first] + moved if c.row_pair is None else add_at(dHX[c.first], c.a, moved)
+        dHX[c.second] = add_at(dHX[c.second], c.b, outer_sum(d, a))
     change = quadratic(dB, X)
     dquadratic = change + change.T - whole - half - half.T
     dX = solve(factor, tuple(b - h for b, h in zip(dB, dHX, strict=True)), plan)

@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--family",
         default="binomial",
-        help='family of the response, as R writes it: binomial, "binomial(probit)", poisson, ... (default: binomial)',
+        help='family of the response, as R writes it: binomial, "binomial(probit)", poisson, gaussian (a linear mixed '
+        "model), ... (default: binomial)",
     )
     fit.add_argument("--link", help="link function, such as probit or log (default: the family's)")
     fit.add_argument(
@@ -80,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="quadrature points per random effect; 1: Laplace approximation (default), 0: faster and rougher",
+    )
+    fit.add_argument(
+        "--REML",
+        action=argparse.BooleanOptionalAction,
+        help="fit a linear mixed model by REML (default) or maximum likelihood",
+    )
+    fit.add_argument(
+        "--ddf",
+        choices=("satterthwaite", "kenward-roger"),
+        help="degrees of freedom and p-values of a linear mixed model (default: none, t values only)",
     )
     fit.add_argument("--weights", metavar="COL", help="column of prior weights (trials, for proportions)")
     fit.add_argument("--offset", metavar="COL", help="column added to the linear predictor")
@@ -152,10 +163,17 @@ def _fit(args: argparse.Namespace) -> None:
 
     import glmmjax as gj
 
+    linear = isinstance(gj.families.get(family), gj.families.Gaussian)
+    if not linear and (args.REML is not None or args.ddf is not None):
+        raise ValueError("--REML and --ddf are for linear mixed models: add --family gaussian")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = gj.glmer(args.formula, data, family=family, nAGQ=args.nAGQ, weights=args.weights, offset=args.offset)
-        report = None if args.json else str(model.summary())
+        columns = {"weights": args.weights, "offset": args.offset}
+        if linear:
+            model = gj.lmer(args.formula, data, REML=args.REML is not False, **columns)
+        else:
+            model = gj.glmer(args.formula, data, family=family, nAGQ=args.nAGQ, **columns)
+        report = None if args.json else str(model.summary(ddf=args.ddf))
         # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
         messages = list(dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category)))
         record = _record(model, args, messages) if args.json else None
@@ -173,7 +191,7 @@ def _concerns_user(category: type[Warning]) -> bool:
 
 def _number(x: Any) -> float | None:
     """A float for JSON; None where there is no finite number (JSON has no NaN)."""
-    value = float(x)
+    value = math.nan if x is None else float(x)
     return value if math.isfinite(value) else None
 
 
@@ -189,7 +207,9 @@ def _text(x: Any) -> str | None:
 def _record(model: MixedModel, args: argparse.Namespace, messages: list[str]) -> dict[str, Any]:
     """Everything that `--json` prints. Numbers without a finite value are null."""
     terms = [str(term) for term in model.fixef.index]
-    estimates = [_numbers(c) for c in (model.fixef, model.bse, model.zvalues, model.pvalues)]
+    table = model.coefficients(args.ddf)
+    columns = ("estimate", "std_error", "statistic", "df", "p_value")
+    fixed = [dict(zip(columns, (_number(row.get(c)) for c in columns), strict=True)) for _, row in table.iterrows()]
     variances = model.VarCorr().to_frame()
     return {
         "formula": args.formula,
@@ -200,10 +220,9 @@ def _record(model: MixedModel, args: argparse.Namespace, messages: list[str]) ->
         "AIC": _number(model.aic),
         "BIC": _number(model.bic),
         "objective": _number(model.objective),
-        "fixef": [
-            {"term": term, "estimate": b, "std_error": se, "statistic": z, "p_value": p}
-            for term, b, se, z, p in zip(terms, *estimates, strict=True)
-        ],
+        "REML": model.REML if model.is_linear else None,
+        "sigma": _number(model.sigma),
+        "fixef": [{"term": term, **row} for term, row in zip(terms, fixed, strict=True)],
         "VarCorr": [
             {
                 "grp": _text(row.grp),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 CHECKS = ("warn", "ignore", "error")
-OPTIMIZERS = ("bfgs", "newton", "cobyqa")
+OPTIMIZERS = ("auto", "bfgs", "newton", "cobyqa")
 
 
 def unknown_argument(name: str, known: Iterable[str], where: str) -> TypeError:
@@ -23,7 +23,8 @@ class Control:
     """How a model is fitted.
 
     Args:
-        optimizer: "bfgs" (exact gradients, one compiled program), "newton" (exact Hessians),
+        optimizer: "auto" (for glmer BFGS, for lmer Newton steps with the average information; exact
+            gradients, one compiled program), "bfgs", "newton" (exact Hessians),
             "cobyqa" (derivative-free, SciPy 1.14 or newer), or an optax gradient transformation such as
             ``optax.lbfgs()``.
         tol: converged when (1/2) g'H^-1 g, the expected further decrease of the deviance, is below it.
@@ -39,7 +40,7 @@ class Control:
         TypeError: unknown name (the message has the nearest valid one). ValueError: value out of range.
     """
 
-    optimizer: Any = "bfgs"
+    optimizer: Any = "auto"
     tol: float = 1e-10
     max_evaluations: int = 500
     exact: bool = False

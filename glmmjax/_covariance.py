@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,11 @@ def _lower_by_columns(k: int) -> tuple[np.ndarray, np.ndarray]:
     # int32: JAX keeps index arithmetic between 64 and 32 bit modes, where int64 no longer fits its own sizes
     cols, rows = (index.astype(np.int32) for index in np.triu_indices(k))
     return rows, cols
+
+
+def _library(x: Any) -> Any:
+    """jax.numpy for traced arrays, NumPy for those on the host: there it saves dispatches."""
+    return jnp if isinstance(x, Array) else np
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ class Unstructured:
         """Identity T."""
         return self.theta_of(np.eye(self.k))
 
-    def theta_near(self, cov: np.ndarray) -> np.ndarray:
+    def theta_near(self, cov: Any) -> Any:
         """theta of the covariance (k, k) of this structure nearest to cov, which is positive definite."""
-        return self.theta_of(np.linalg.cholesky(cov))
+        return _library(cov).linalg.cholesky(cov)[self.index()]
 
     def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
         """Rough second derivatives of the deviance in theta (n_theta,), from m levels.
@@ -121,8 +127,8 @@ class Diagonal:
     def start(self) -> np.ndarray:
         return np.ones(self.k)
 
-    def theta_near(self, cov: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.diag(cov))
+    def theta_near(self, cov: Any) -> Any:
+        return _library(cov).sqrt(_library(cov).diagonal(cov))
 
     def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
         return 4.0 * m * np.square(reliability / theta)

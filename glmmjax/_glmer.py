@@ -14,10 +14,11 @@ from ._covariance import Unstructured
 from ._design import Design, design_arrays
 from ._errors import DataError
 from ._fit import Problem, estimate
+from ._fit_glmm import GeneralisedProblem
 from ._frame import ModelData, build
 from ._objective import resolve_hessian
 from ._precision import persistent_cache, x64
-from .families import Family
+from .families import Family, Gaussian
 from .families import get as get_family
 from .results import MixedModel, ModelSpec
 
@@ -84,6 +85,12 @@ def glmer(
     _refuse(unknown)
     control = as_control(control)
     family = get_family(family)
+    if isinstance(family, Gaussian):
+        from ._lmer import lmer
+
+        _check_nAGQ(nAGQ, exact=True)
+        resolve_hessian(hessian, family)
+        return lmer(formula, data, False, weights, offset, start, control, contrasts, subset, na, verbose)
     nAGQ = _check_nAGQ(nAGQ)
     kind = resolve_hessian(hessian, family)
     arguments = {
@@ -98,7 +105,7 @@ def glmer(
     }
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
     made, notes = make_design(frame, family)
-    _rank_message(frame, control)
+    rank_message(frame, control)
     spec = ModelSpec(
         str(frame.formula),
         family,
@@ -107,18 +114,17 @@ def glmer(
         control,
         weights if isinstance(weights, str) else None,
         offset if isinstance(offset, str) else None,
-        "",
         arguments,
     )
     if notes:
         frame = replace(frame, notes=(*frame.notes, *notes))
-    begin = _check_start(start, made, family)
+    begin = check_start(start, {"theta": made.n_theta, "beta": made.p, "phi": len(family.phi_names)})
     with persistent_cache(), x64():
-        return _fit(spec, frame, Problem(made, family, nAGQ, kind, control.exact), begin, verbose)
+        return finish(spec, frame, GeneralisedProblem(made, family, nAGQ, kind, control.exact), begin, verbose)
 
 
 _LATER = {
-    "REML": "glmer fits by maximum likelihood",
+    "REML": "glmer fits by maximum likelihood; lmer has it",
     "nagq": "write nAGQ=",
     "ziformula": "zero-inflation is not available yet",
     "dispformula": "dispersion formulas are not available yet",
@@ -133,17 +139,17 @@ def _refuse(unknown: dict[str, Any]) -> None:
         raise unknown_argument(name, known, "glmer")
 
 
-def _check_nAGQ(nAGQ: int) -> int:
+def _check_nAGQ(nAGQ: int, exact: bool = False) -> int:
     if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
         raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
-    if nAGQ > 1:
+    if nAGQ > 1 and not exact:
         raise ValueError(f"nAGQ = {nAGQ}: adaptive Gauss-Hermite quadrature is not available yet; use nAGQ = 1 or 0")
     return int(nAGQ)
 
 
 def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
     """Design of a model frame, the response checked against the family; and notes for the user."""
-    made = _frame_design(frame)
+    made = frame_design(frame)
     if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
         what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
         raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
@@ -160,7 +166,7 @@ def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
     return made, list(notes)
 
 
-def _frame_design(frame: ModelData) -> Design:
+def frame_design(frame: ModelData) -> Design:
     """The arrays of a model frame; trials times prior weights."""
     assert frame.y is not None
     weights = frame.weights
@@ -171,7 +177,8 @@ def _frame_design(frame: ModelData) -> Design:
     return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)
 
 
-def _rank_message(frame: ModelData, control: Control) -> None:
+def rank_message(frame: ModelData, control: Control) -> None:
+    """Say that aliased columns were dropped, as the control asks."""
     if not frame.dropped or control.check_rank in ("message", "silent"):
         return
     text = f"the fixed-effects columns are linearly dependent; dropped {', '.join(frame.dropped)}"
@@ -180,15 +187,15 @@ def _rank_message(frame: ModelData, control: Control) -> None:
     warn(text, UserWarning)
 
 
-def _check_start(start: dict[str, Any] | None, made: Design, family: Family) -> dict[str, np.ndarray] | None:
+def check_start(start: dict[str, Any] | None, sizes: dict[str, int]) -> dict[str, np.ndarray] | None:
+    """Starting values as arrays of the sizes the model needs."""
     if start is None:
         return None
-    sizes = {"theta": made.n_theta, "beta": made.p, "phi": len(family.phi_names)}
     out = {}
     for name, value in start.items():
         key = "beta" if name == "fixef" else name
         if key not in sizes:
-            raise unknown_argument(name, [*sizes, "fixef"], "start")
+            raise unknown_argument(name, [*sizes, "fixef"] if "beta" in sizes else [*sizes], "start")
         array = np.asarray(value, float).reshape(-1)
         if array.size != sizes[key]:
             raise ValueError(f"start[{name!r}] has {array.size} values, the model needs {sizes[key]}")
@@ -198,9 +205,10 @@ def _check_start(start: dict[str, Any] | None, made: Design, family: Family) -> 
     return out
 
 
-def _fit(
+def finish(
     spec: ModelSpec, frame: ModelData, problem: Problem, start: dict[str, np.ndarray] | None, verbose: Any
 ) -> MixedModel:
+    """Estimate, and say what should be said about the fit."""
     control = spec.control
     estimates = estimate(problem, start, control.tol, control.max_evaluations, control.optimizer, verbose)
     model = MixedModel(spec, frame, problem, estimates)
@@ -237,25 +245,29 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
     spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
     with x64():
         problem = model._problem.with_response(np.ascontiguousarray(y))
-        return _fit(spec, replace(frame, y=y), problem, None, False)
+        return finish(spec, replace(frame, y=y), problem, None, False)
 
 
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
     """See `MixedModel.update`."""
     from ._parse import update as update_formula
 
+    from ._lmer import lmer
+
     spec = model._spec
     arguments = dict(spec.arguments)
     arguments.pop("start")
-    known = [*inspect.signature(glmer).parameters]
+    known = [*inspect.signature(glmer if spec.REML is None else lmer).parameters]
     for name in changes:
         if name not in known:
             raise unknown_argument(name, known, "update")
     data = changes.pop("data", arguments.pop("data"))
+    new = spec.formula if formula is None else str(update_formula(spec.formula, formula))
+    if spec.REML is not None:
+        return lmer(new, data, **{"REML": spec.REML, "control": spec.control, **arguments, **changes})
     settings = {"family": spec.family, "nAGQ": spec.nAGQ, "control": spec.control, **arguments, **changes}
     if "family" in changes and "hessian" not in changes:
         settings["hessian"] = None
-    new = spec.formula if formula is None else str(update_formula(spec.formula, formula))
     return glmer(new, data, **settings)
 
 
@@ -274,4 +286,4 @@ def design(
     and trials in weights.
     """
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
-    return _frame_design(frame)
+    return frame_design(frame)

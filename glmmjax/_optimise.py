@@ -68,7 +68,17 @@ class State(NamedTuple):
     path: Array  # (limit, P + 2): evaluation's point, deviance, decrement
 
 
-Objective = Callable[[Array, Any], tuple[Array, Array, Any, Array]]
+class Guide(NamedTuple):
+    """What an objective that knows its own curvature adds to an evaluation; it takes the place of BFGS's updates."""
+
+    hessian: Array  # (P, P) as reported at the end
+    inverse: Array  # (P, P) positive definite: the metric of the next step
+    jumping: Array  # whether to go to `jump` next and forget this point
+    jump: Array  # (P,)
+
+
+#: (x (P,), carry) -> (value, gradient (P,), carry, inner iterations, Guide or None)
+Objective = Callable[[Array, Any], tuple[Array, Array, Any, Array, Guide | None]]
 
 
 class Limits(NamedTuple):
@@ -113,17 +123,30 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
 
 def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> State:
     """One evaluation, and what follows from it."""
-    f, g, carry, inner = objective(s.trial, s.hint)
+    f, g, carry, inner, guide = objective(s.trial, s.hint)
     finite = jnp.isfinite(f) & jnp.isfinite(g).all()
     s = s._replace(evaluations=s.evaluations + 1, inner=s.inner + inner)
-    return jax.lax.cond(
-        s.phase == _SEARCH,
-        lambda: _search(s, f, g, carry, finite, inverse0, limits),
-        lambda: _difference(s, g, carry, finite, limits),
-    )
+
+    def search() -> State:
+        after = _search(s, f, g, carry, finite, inverse0, limits, guide)
+        if guide is None:
+            return after
+        jumped = s._replace(trial=guide.jump, carry=carry, hint=carry, search_evaluations=s.search_evaluations + 1)
+        return jax.tree.map(lambda a, b: jnp.where(guide.jumping & finite, a, b), jumped, after)
+
+    return jax.lax.cond(s.phase == _SEARCH, search, lambda: _difference(s, g, carry, finite, limits))
 
 
-def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: Array, limits: Limits) -> State:
+def _search(
+    s: State,
+    f: Array,
+    g: Array,
+    carry: Any,
+    finite: Array,
+    inverse0: Array,
+    limits: Limits,
+    guide: Guide | None,
+) -> State:
     first = ~jnp.isfinite(s.f)
     slack = ROUNDING * (1.0 + jnp.abs(s.f))
     moved = s.trial - s.x
@@ -132,17 +155,12 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
     flat = (f <= s.f + slack) & (jnp.abs(g @ s.direction) <= 0.9 * jnp.abs(s.slope))
     accept = finite & (first | armijo | flat)
 
-    # accepted: BFGS update, new direction
-    change = g - s.g
-    curvature = moved @ change
-    usable = ~first & (curvature > 1e-12 * jnp.sqrt((moved @ moved) * (change @ change)))
-    rho = 1.0 / jnp.where(usable, curvature, 1.0)
-    Hy = s.inverse @ change
-    updated = (
-        s.inverse
-        + ((1.0 + rho * (change @ Hy)) * rho) * jnp.outer(moved, moved)
-        - rho * (jnp.outer(Hy, moved) + jnp.outer(moved, Hy))
-    )
+    # accepted: new metric, new direction
+    if guide is None:
+        updated, usable = _bfgs(s.inverse, moved, g - s.g)
+        usable &= ~first
+    else:
+        updated, usable = guide.inverse, jnp.isfinite(guide.inverse).all()
     inverse = jnp.where(accept & usable, updated, s.inverse)
     direction = -inverse @ g
     slope = g @ direction
@@ -189,6 +207,7 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
         f=new_f,
         g=new_g,
         inverse=inverse,
+        hessian=s.hessian if guide is None else jnp.where(accept, guide.hessian, s.hessian),
         direction=direction,
         step=step,
         slope=slope,
@@ -205,6 +224,20 @@ def _search(s: State, f: Array, g: Array, carry: Any, finite: Array, inverse0: A
         status=status.astype(jnp.int32),
         path=s.path.at[s.search_evaluations].set(row, mode="drop"),
     )
+
+
+def _bfgs(inverse: Array, moved: Array, change: Array) -> tuple[Array, Array]:
+    """Updated inverse Hessian, and whether the step showed positive curvature (Nocedal & Wright 2006, eq. 6.17)."""
+    curvature = moved @ change
+    usable = curvature > 1e-12 * jnp.sqrt((moved @ moved) * (change @ change))
+    rho = 1.0 / jnp.where(usable, curvature, 1.0)
+    Hy = inverse @ change
+    updated = (
+        inverse
+        + ((1.0 + rho * (change @ Hy)) * rho) * jnp.outer(moved, moved)
+        - rho * (jnp.outer(Hy, moved) + jnp.outer(moved, Hy))
+    )
+    return updated, usable
 
 
 def _difference(s: State, g: Array, carry: Any, finite: Array, limits: Limits) -> State:
@@ -261,7 +294,7 @@ def minimise(
     """Minimise from x0 with starting metric inverse0, in one `lax.while_loop`.
 
     Args:
-        objective: (x (P,), carry) -> (value, gradient (P,), carry, inner iterations).
+        objective: see `Objective`.
         x0: (P,). inverse0: (P, P) positive definite guess of the inverse Hessian.
         carry0: pytree handed to the first evaluation; later ones get that of the accepted point.
         limits: tolerance on the decrement, limit on search evaluations, whether to end with the Hessian.

@@ -15,34 +15,20 @@ import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
-    from ._fit import Carry, Problem
-
-from ._design import Design
-from .families import Family
-
-
-@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
-def _evaluate(
-    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
-) -> tuple[Array, Array, Carry, Array]:
-    from ._fit import make_objective
-
-    return make_objective(design, family, hessian, joint, constant)(x, carry)
+    from ._fit import Problem, Start
 
 
 class _Counted:
     """The objective as plain NumPy, counted, started from the modes of the last finite evaluation."""
 
-    def __init__(self, problem: Problem, carry: Carry, constant: Array, inverse0: np.ndarray, x0: np.ndarray):
-        self.problem, self.carry, self.constant = problem, carry, constant
-        self.x0, self.root = x0, np.linalg.cholesky(inverse0)
+    def __init__(self, problem: Problem, begin: Start):
+        self.problem, self.carry, self.constant = problem, begin.carry, begin.constant
+        self.x0, self.root = begin.x, np.linalg.cholesky(begin.inverse)
         self.evaluations = 0
 
     def at(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Deviance and gradient at whitened coordinates z."""
-        p = self.problem
-        x = jnp.asarray(self.x(z))
-        f, g, carry, _ = _evaluate(x, self.carry, self.constant, p.design, p.family, p.hessian, p.joint)
+        f, g, carry, _ = self.problem.evaluate(jnp.asarray(self.x(z)), self.carry, self.constant)
         self.evaluations += 1
         if np.isfinite(float(f)):
             self.carry = carry
@@ -53,20 +39,13 @@ class _Counted:
 
 
 def search(
-    problem: Problem,
-    optimizer: Any,
-    x0: np.ndarray,
-    inverse0: np.ndarray,
-    carry: Carry,
-    constant: Array,
-    tol: float,
-    max_evaluations: int,
+    problem: Problem, optimizer: Any, begin: Start, tol: float, max_evaluations: int
 ) -> tuple[np.ndarray, int]:
-    """Minimise the deviance from x0 (P,).
+    """Minimise the deviance from a start.
 
     Returns the point found and the number of evaluations. Whether it is a minimum is judged by the caller.
     """
-    counted = _Counted(problem, carry, constant, inverse0, x0)
+    counted = _Counted(problem, begin)
     if optimizer == "newton":
         z = _newton(counted, tol, max_evaluations)
     elif optimizer == "cobyqa":
@@ -78,14 +57,10 @@ def search(
 
 def _newton(c: _Counted, tol: float, limit: int) -> np.ndarray:
     """Newton steps with the exact Hessian, its eigenvalues made positive, halved until the deviance falls."""
-    from ._fit import _hessian
-
-    p = c.problem
     z = np.zeros_like(c.x0)
     f, g = c.at(z)
     while c.evaluations < limit:
-        x = jnp.asarray(c.x(z))
-        H = np.asarray(_hessian(x, c.carry, c.constant, p.design, p.family, p.hessian, p.joint))
+        H = np.asarray(c.problem.exact_hessian(jnp.asarray(c.x(z)), c.carry, c.constant))
         values, vectors = np.linalg.eigh(c.root.T @ H @ c.root)
         values = np.maximum(np.abs(values), 1e-6 * np.abs(values).max(initial=1e-300))
         direction = -vectors @ ((vectors.T @ g) / values)
@@ -121,14 +96,16 @@ def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
     """Any optax transformation; line searches get the value, gradient and value function."""
     import optax
 
-    p = c.problem
     transformation = optax.with_extra_args_support(optimizer)
     root, x0 = jnp.asarray(c.root), jnp.asarray(c.x0)
 
+    def deviance(z: Array, carry: Any) -> Array:
+        return c.problem.deviance(x0 + root @ z, carry, c.constant)
+
     @jax.jit
-    def update(z: Array, state: Any, f: Array, g: Array, carry: Carry) -> tuple[Array, Any]:
+    def update(z: Array, state: Any, f: Array, g: Array, carry: Any) -> tuple[Array, Any]:
         updates, state = transformation.update(
-            g, state, z, value=f, grad=g, value_fn=partial(_differentiable, root, x0, carry, c.constant, p)
+            g, state, z, value=f, grad=g, value_fn=partial(deviance, carry=carry)
         )
         return optax.apply_updates(z, updates), state
 
@@ -144,11 +121,3 @@ def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
             break
         z, state = update(z, state, jnp.asarray(f), jnp.asarray(g), c.carry)
     return best
-
-
-def _differentiable(root: Array, x0: Array, carry: Carry, constant: Array, problem: Problem, z: Array) -> Array:
-    """The deviance as a differentiable function of whitened coordinates."""
-    from ._fit import deviance_at
-
-    p = problem
-    return deviance_at(x0 + root @ z, carry, p.design, p.family, p.hessian, p.joint)[0] + constant

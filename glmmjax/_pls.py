@@ -98,24 +98,30 @@ class Profile(NamedTuple):
     L: Array  # (p, p) lower triangular, L L' = R_X'R_X of Xs
 
 
+def scale_border(T: tuple[Array, ...], cross: CrossProducts) -> tuple[Array, ...]:
+    """Lambda'Z'W[Xs y] per block (m, k, p + 1)."""
+    return tuple((t.T[None, :, :, None] * b[:, None, :, :]).sum(2) for t, b in zip(T, cross.border, strict=True))
+
+
+def reduce_gram(logdet: Array, quadratic: Array, X: tuple[Array, ...], cross: CrossProducts) -> Profile:
+    """Finish the elimination: the Cholesky factor of [Xs y]'W[Xs y] - B'H^-1 B is [R_X, R_X beta; 0, r]'."""
+    p = cross.gram.shape[0] - 1
+    reduced = cross.gram - quadratic
+    L, right, r2 = reduced[:p, :p], reduced[:p, p], reduced[p, p]
+    if not p:
+        return Profile(logdet, jnp.zeros_like(r2), r2, right, tuple(x[..., 0] for x in X), L)
+    L = jnp.linalg.cholesky(0.5 * (L + L.T))
+    half = jax.scipy.linalg.solve_triangular(L, right, lower=True)
+    beta = jax.scipy.linalg.solve_triangular(L, half, lower=True, trans=1)
+    u = tuple(x[..., p] - x[..., :p] @ beta for x in X)
+    return Profile(logdet, 2.0 * jnp.log(jnp.diagonal(L)).sum(), r2 - half @ half, beta, u, L)
+
+
 def profile(theta: Array, cross: CrossProducts, plan: Plan, terms: tuple[Term, ...]) -> Profile:
     """Penalised least squares at theta; NaN where the system is not positive definite."""
     T = factors_of(theta, terms, [A.shape[-1] for A in cross.blocks.diagonal])
-    border = tuple((t.T[None, :, :, None] * b[:, None, :, :]).sum(2) for t, b in zip(T, cross.border, strict=True))
-    out = bordered(penalised(cross.blocks, T, plan), border, plan)
-    p = cross.gram.shape[0] - 1
-    reduced = cross.gram - out.quadratic
-    L, right, last = reduced[:p, :p], reduced[:p, p], reduced[p, p]
-    if p:
-        L = jnp.linalg.cholesky(0.5 * (L + L.T))
-        half = jax.scipy.linalg.solve_triangular(L, right, lower=True)
-        beta = jax.scipy.linalg.solve_triangular(L, half, lower=True, trans=1)
-        r2 = last - half @ half
-        logdet_RX = 2.0 * jnp.log(jnp.diagonal(L)).sum()
-    else:
-        beta, r2, logdet_RX = jnp.zeros_like(right), last, jnp.zeros_like(last)
-    u = tuple(x[..., p] - x[..., :p] @ beta for x in out.X)
-    return Profile(out.logdet, logdet_RX, r2, beta, u, L)
+    out = bordered(penalised(cross.blocks, T, plan), scale_border(T, cross), plan)
+    return reduce_gram(out.logdet, out.quadratic, out.X, cross)
 
 
 def criterion(at: Profile, cross: CrossProducts, reml: Array | float) -> Array:

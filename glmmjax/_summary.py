@@ -111,6 +111,11 @@ def _signif(values: np.ndarray, digits: int) -> list[str]:
     return [f"{v:.{need}f}" if np.isfinite(v) else "NaN" for v in values]
 
 
+def method_name(ddf: str) -> str:
+    """"Satterthwaite" or "Kenward-Roger", however it was written."""
+    return "-".join(part.capitalize() for part in ddf.lower().split("-"))
+
+
 def p_text(p: float) -> str:
     """R's format.pval."""
     if np.isnan(p):
@@ -139,8 +144,9 @@ def _columns(rows: list[list[str]], right: list[bool]) -> list[str]:
 def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
     """Table of random effects: groups, names, (variance,) standard deviation and correlations."""
     k = max((len(b.names) for b in blocks), default=1)
-    sds = _signif(np.concatenate([b.sd for b in blocks]), 4)
-    variances = _signif(np.concatenate([np.diag(b.cov) for b in blocks]), 4)
+    residual = [] if blocks.residual is None else [np.array([blocks.residual])]
+    sds = _signif(np.concatenate([*[b.sd for b in blocks], *residual]), 4)
+    variances = _signif(np.concatenate([*[np.diag(b.cov) for b in blocks], *[r**2 for r in residual]]), 4)
     header = ["Groups", "Name"] + (["Variance"] if variance else []) + ["Std.Dev."]
     if k > 1:
         header += ["Corr"] + [""] * (k - 2)
@@ -153,6 +159,9 @@ def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
                 row += (corr + [""] * k)[: k - 1]
             rows.append(row)
             i += 1
+    if residual:
+        row = ["Residual", ""] + ([variances[i]] if variance else []) + [sds[i]]
+        rows.append(row + [""] * (len(header) - len(row)))
     return "\n".join(" " + line for line in _columns(rows, [False, False] + [True] * (len(header) - 2)))
 
 
@@ -164,8 +173,11 @@ _TITLE = {
 
 def header_lines(model: MixedModel) -> list[str]:
     """Title, family, formula, weights and offset."""
-    link = model.family.link.name
-    out = [_TITLE[model.nAGQ], f" Family: {model.family.name}  ( {link} )", f"Formula: {model.formula}"]
+    if model.is_linear:
+        out = [f"Linear mixed model fit by {'REML' if model.REML else 'maximum likelihood'}"]
+    else:
+        out = [_TITLE[model.nAGQ], f" Family: {model.family.name}  ( {model.family.link.name} )"]
+    out.append(f"Formula: {model.formula}")
     if model._spec.hessian != model.family.default_hessian:
         out.append(f"Curvature: {model._spec.hessian} information")
     if model._spec.weights_label:
@@ -176,7 +188,9 @@ def header_lines(model: MixedModel) -> list[str]:
 
 
 def fit_lines(model: MixedModel) -> list[str]:
-    """AIC, BIC, logLik, -2*log(L), df.resid."""
+    """AIC, BIC, logLik, -2*log(L), df.resid; the REML criterion of a fit by REML."""
+    if model.REML:
+        return [f"REML criterion at convergence: {model.objective:.1f}"]
     names = ["AIC", "BIC", "logLik", "-2*log(L)", "df.resid"]
     values = [f"{v:.1f}" for v in (model.aic, model.bic, model.loglik, model.objective)] + [str(model.df_resid)]
     width = [max(len(a), len(b), 8) for a, b in zip(names, values, strict=True)]
@@ -227,20 +241,29 @@ def abbreviate(name: str, length: int) -> str:
 class Summary:
     """Summary of a fit: str() is lme4's printout, `_repr_html_` the notebook form."""
 
-    def __init__(self, model: MixedModel, correlation: bool | None = None) -> None:
+    def __init__(self, model: MixedModel, correlation: bool | None = None, ddf: str | None = None) -> None:
         self.model = model
+        self.table = model.coefficients(ddf)
+        self.method = None if ddf is None else method_name(ddf)
         p = len(model._data.x_names)
         self.correlation = (1 < p <= 20) if correlation is None else bool(correlation) and p > 1
 
     def coefficients(self) -> list[list[str]]:
         """Rows of the fixed-effects table with header."""
-        m = self.model
-        estimate, se = _signif(m.beta, 5), _signif(m.bse.to_numpy(), 4)
-        rows = [["", "Estimate", "Std. Error", "z value", "Pr(>|z|)", ""]]
-        z, p = m.zvalues.to_numpy(), m.pvalues.to_numpy()
-        for i, name in enumerate(m._data.x_names):
-            rows.append([name, estimate[i], se[i], f"{z[i]:.3f}", p_text(p[i]), stars(p[i])])
-        return rows
+        table = self.table
+        estimate, se = _signif(table["estimate"].to_numpy(), 5), _signif(table["std_error"].to_numpy(), 4)
+        letter = "t" if self.model.is_linear else "z"
+        columns = [estimate, se]
+        header = ["", "Estimate", "Std. Error"]
+        if "df" in table:
+            header.append("df")
+            columns.append([f"{v:.2f}" for v in table["df"]])
+        header.append(f"{letter} value")
+        columns.append([f"{v:.3f}" for v in table["statistic"]])
+        if "p_value" in table:
+            header += [f"Pr(>|{letter}|)", ""]
+            columns += [[p_text(v) for v in table["p_value"]], [stars(v) for v in table["p_value"]]]
+        return [header, *[list(row) for row in zip(table.index, *columns, strict=True)]]
 
     def _residual_lines(self) -> list[str]:
         from .results import NotSupportedError
@@ -282,8 +305,11 @@ class Summary:
         if len(phi):
             lines += ["", "Dispersion: " + ", ".join(f"{k} = {v:.5g}" for k, v in phi.items())]
         rows = self.coefficients()
-        lines += ["", "Fixed effects:", *_columns(rows, [False, True, True, True, True, False])]
-        if any(row[-1] for row in rows[1:]):
+        title = "Fixed effects:" if self.method is None else f"Fixed effects ({self.method}'s method):"
+        starred = rows[0][-1] == ""
+        right = [False] + [True] * (len(rows[0]) - 1 - starred) + [False] * starred
+        lines += ["", title, *_columns(rows, right)]
+        if starred and any(row[-1] for row in rows[1:]):
             lines += ["---", "Signif. codes:  0 '***' 0.001 '**' 0.01 '*' 0.05 '.' 0.1 ' ' 1"]
         if self.correlation:
             lines += self._correlation_lines()
@@ -310,22 +336,17 @@ class Summary:
             )
             return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-        numbers = [
-            ["AIC", "BIC", "logLik", "-2 log L", "df.resid", "obs"],
-            [
-                f"{m.aic:.1f}",
-                f"{m.bic:.1f}",
-                f"{m.loglik:.1f}",
-                f"{m.objective:.1f}",
-                str(m.df_resid),
-                str(m.nobs),
-            ],
-        ]
+        values = {"AIC": m.aic, "BIC": m.bic, "logLik": m.loglik, "-2 log L": m.objective}
+        if m.REML:
+            values = {"REML criterion": m.objective}
+        numbers = [[*values, "df.resid", "obs"], [*[f"{v:.1f}" for v in values.values()], str(m.df_resid), str(m.nobs)]]
         random = [["Group", "Name", "Variance", "Std.Dev.", "Corr"]]
         for b in m.VarCorr():
             for j, name in enumerate(b.names):
                 corr = " ".join(f"{r:.2f}" for r in b.corr[j, :j])
                 random.append([b.group, name, f"{b.cov[j, j]:.4g}", f"{b.sd[j]:.4g}", corr])
+        if m.is_linear:
+            random.append(["Residual", "", f"{m.sigma**2:.4g}", f"{m.sigma:.4g}", ""])
         notes = "".join(f"<li>{esc(_sentence(t))}.</li>" for t in messages(m))
         title, *rest = header_lines(m)
         return (

@@ -266,6 +266,46 @@ class Poisson(Family):
 
 
 @dataclass(frozen=True)
+class Gaussian(Family):
+    """Gaussian responses with identity link: the linear mixed model, its scale relative to sigma.
+
+    Densities are those at sigma = 1; `glmmjax.lmer` profiles sigma out. `weights` are precision weights.
+    """
+
+    link: Link = links.identity
+    name: ClassVar[str] = "gaussian"
+    default_hessian: ClassVar[str] = "expected"
+    links_offered: ClassVar[tuple[str, ...]] = ("identity",)
+
+    def __post_init__(self) -> None:
+        if self.link not in ("identity", links.identity):
+            raise ValueError(
+                f"link {str(getattr(self.link, 'name', self.link))!r} is not available for the gaussian family, "
+                "which is fitted as a linear mixed model: use the identity link, or transform the response"
+            )
+        object.__setattr__(self, "link", links.identity)
+
+    def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
+        return -0.5 * weights * jnp.square(y - eta)
+
+    def constant(self, y: Array, weights: Array) -> Array:
+        return 0.5 * jnp.log(weights) - 0.5 * jnp.log(2.0 * jnp.pi) * jnp.ones_like(y)
+
+    @property
+    def canonical(self) -> bool:
+        return True
+
+    def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
+        return weights * jnp.ones_like(eta)
+
+    def variance(self, mu: Array, phi: Array) -> Array:
+        return jnp.ones_like(mu)
+
+    def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
+        return weights * jnp.square(y - mu)
+
+
+@dataclass(frozen=True)
 class NegativeBinomial(Family):
     """NB2 counts, Var = mu + mu^2 / theta, with `theta` fixed (MASS::negative.binomial(theta)).
 
@@ -383,8 +423,8 @@ _QUASI = (
     "quasi families have no likelihood and cannot be fitted by Laplace or quadrature; for overdispersion use an "
     'observation-level random effect "(1 | obs)", or the beta-binomial or negative binomial families'
 )
-_NAMES: dict[str, Callable[..., Family]] = {"binomial": Binomial, "poisson": Poisson}
-_ALIASES = {"bernoulli": "binomial"}
+_NAMES: dict[str, Callable[..., Family]] = {"binomial": Binomial, "poisson": Poisson, "gaussian": Gaussian}
+_ALIASES = {"bernoulli": "binomial", "normal": "gaussian"}
 
 
 def get(family: str | Family, link: str | Link | None = None) -> Family:
@@ -424,11 +464,6 @@ def get(family: str | Family, link: str | Link | None = None) -> Family:
                 "gj.families.NegativeBinomial(theta=2.0)"
             )
         return NegativeBinomial(theta, link or "log")
-    if key == "gaussian":
-        raise ValueError(
-            "the gaussian family is a linear mixed model, which is not available yet; glmer fits "
-            f"{', '.join(_NAMES)}, negative.binomial(theta), or gj.families.Custom(logpdf, link, aux)"
-        )
     if key not in _NAMES or theta is not None:
         raise ValueError(
             f"unknown family {family!r}; available: {', '.join(_NAMES)}, negative.binomial(theta), "

@@ -124,7 +124,12 @@ class VarCorrBlock:
 
 
 class VarCorr(list[VarCorrBlock]):
-    """Random-effects covariances, one block per term in the order of theta; prints as lme4's VarCorr."""
+    """Random-effects covariances, one block per term in the order of theta; prints as lme4's VarCorr.
+
+    `residual` is the residual standard deviation, None for families without one.
+    """
+
+    residual: float | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """lme4's ``as.data.frame(VarCorr(m))``: grp, var1, var2, vcov, sdcor (variances, then covariances)."""
@@ -135,6 +140,8 @@ class VarCorr(list[VarCorrBlock]):
             for i in range(len(block.names)):
                 for j in range(i + 1, len(block.names)):
                     rows.append((block.group, block.names[i], block.names[j], block.cov[i, j], block.corr[i, j]))
+        if self.residual is not None:
+            rows.append(("Residual", None, None, self.residual**2, self.residual))
         return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
 
     def __str__(self) -> str:
@@ -159,12 +166,13 @@ class ModelSpec:
     control: Control
     weights_label: str | None
     offset_label: str | None
-    data_label: str
     arguments: dict[str, Any]
+    #: whether a linear mixed model was fitted by REML; None for a generalised one
+    REML: bool | None = None
 
 
 class MixedModel:
-    """A fitted generalised linear mixed model, as returned by `glmmjax.glmer`.
+    """A fitted mixed model, as returned by `glmmjax.glmer` and `glmmjax.lmer`.
 
     Numbers are NumPy or pandas float64; theta and every random-effects table are in lme4's order.
     """
@@ -172,6 +180,7 @@ class MixedModel:
     def __init__(self, spec: ModelSpec, data: ModelData, problem: Problem, estimates: Estimates) -> None:
         self._spec, self._data, self._problem, self._estimates = spec, data, problem, estimates
         self._design: Design = problem.original
+        self._tables: dict[str, pd.DataFrame] = {}
 
     # ---- estimates ---------------------------------------------------------------------------------
     @property
@@ -210,7 +219,17 @@ class MixedModel:
     @property
     def sigma(self) -> float:
         """Residual standard deviation; 1 for families without a free scale."""
-        return 1.0
+        return self._estimates.sigma
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether this is a linear mixed model (sigma profiled out)."""
+        return self._spec.REML is not None
+
+    @property
+    def REML(self) -> bool:
+        """Whether the REML criterion was minimised."""
+        return bool(self._spec.REML)
 
     @property
     def phi(self) -> pd.Series:
@@ -251,18 +270,18 @@ class MixedModel:
     # ---- fit quality -------------------------------------------------------------------------------
     @property
     def objective(self) -> float:
-        """What was minimised: minus twice the log-likelihood."""
+        """What was minimised: minus twice the log-likelihood, or the REML criterion."""
         return self._estimates.objective
 
     @property
     def loglik(self) -> float:
-        """Log-likelihood with all constants, comparable across families' nAGQ."""
+        """Log-likelihood with all constants, comparable across nAGQ; minus half the criterion of a REML fit."""
         return -0.5 * self._estimates.objective
 
     @property
     def df(self) -> int:
-        """Number of parameters: theta, beta and dispersions."""
-        return self._design.n_theta + self._design.p + len(self.family.phi_names)
+        """Number of parameters: theta, beta, dispersions, and sigma of a linear model."""
+        return self._design.n_theta + self._design.p + len(self.family.phi_names) + self.is_linear
 
     @property
     def nobs(self) -> int:
@@ -314,7 +333,8 @@ class MixedModel:
     @property
     def undetermined(self) -> list[str]:
         """Parameters that a flat direction of the deviance moves; empty for an identified model."""
-        names = self.theta_names + ([] if self.nAGQ == 0 else list(self._data.x_names))
+        outside = self.nAGQ > 0 and not self.is_linear
+        names = self.theta_names + (list(self._data.x_names) if outside else [])
         names += [f"log({n})" for n in self.family.phi_names]
         return [names[i] for i in self._estimates.ridge]
 
@@ -350,11 +370,12 @@ class MixedModel:
         """Conditional means at the modes, on the response scale (proportions for the binomial)."""
         return pd.Series(self._moments[0].copy(), index=self._data.row_index, name="fitted")
 
-    def residuals(self, type: str = "deviance", scaled: bool = False) -> pd.Series:
-        """Residuals: "deviance" (default), "pearson", "working" or "response"; definitions as R's glm.
+    def residuals(self, type: str | None = None, scaled: bool = False) -> pd.Series:
+        """Residuals: "deviance", "pearson", "working" or "response"; definitions as R's glm.
 
-        `scaled` divides by sigma.
+        The default is lme4's: "response" for linear models, else "deviance". `scaled` divides by sigma.
         """
+        type = type or ("response" if self.is_linear else "deviance")
         mu, slope, variance, deviance = self._moments
         y, weights = np.asarray(self._design.y), np.asarray(self._design.weights)
         response = y - mu
@@ -401,10 +422,13 @@ class MixedModel:
         Args:
             full: over theta, beta and log-dispersions instead of beta alone.
             type: "hessian" (2 x inverse Hessian of the deviance over all parameters) or "rx"
-                ((R_X'R_X)^-1, theta taken as known: lme4's use.hessian=FALSE). nAGQ = 0 has "rx" only.
+                ((R_X'R_X)^-1, theta taken as known: lme4's use.hessian=FALSE). nAGQ = 0 has "rx" only,
+                and for linear models both are sigma^2 (R_X'R_X)^-1.
         """
         if type not in ("hessian", "rx"):
             raise ValueError(f"vcov type must be 'hessian' or 'rx', got {type!r}")
+        if full and self.is_linear:
+            raise NotSupportedError("vcov(full=True) is not available for linear models yet; vcov() has the fixed effects")
         names = list(self._data.x_names)
         if not full:
             return pd.DataFrame(self._fixed_covariance(type), names, names)
@@ -427,6 +451,9 @@ class MixedModel:
 
     def _fixed_covariance(self, type: str) -> np.ndarray:
         """(p, p) covariance of the fixed effects; nAGQ = 0 has "rx" only."""
+        if self._estimates.RX is not None:
+            half = np.linalg.inv(self._estimates.RX)
+            return self.sigma**2 * half @ half.T
         if type == "rx" or self.nAGQ == 0:
             return _symmetric_inverse(self._laplace_pieces[1])
         t, p = self._design.n_theta, self._design.p
@@ -434,15 +461,40 @@ class MixedModel:
 
     @property
     def zvalues(self) -> pd.Series:
-        """Wald z statistics."""
+        """Wald statistics, estimate / standard error (t values of a linear model)."""
         return (self.fixef / self.bse).rename("z")
 
     @property
+    def tvalues(self) -> pd.Series:
+        """The same as `zvalues`, under the name it has for linear models."""
+        return self.zvalues.rename("t")
+
+    @property
     def pvalues(self) -> pd.Series:
-        """Two-sided normal p-values of the Wald statistics."""
-        z = np.abs(self.zvalues.to_numpy())
-        # erfc is accurate in the tail; NormalDist.cdf cancels, and is 0 beyond |z| = 8.3
-        return pd.Series([erfc(v / sqrt(2.0)) for v in z], index=list(self._data.x_names), name="p_value")
+        """Two-sided p-values: normal, or for linear models t with Satterthwaite's degrees of freedom."""
+        return self.coefficients("satterthwaite" if self.is_linear else None)["p_value"]
+
+    def coefficients(self, ddf: str | None = None) -> pd.DataFrame:
+        """Table of the fixed effects: estimate, std_error, statistic, and where there are some df and p_value.
+
+        Args:
+            ddf: for linear models, "satterthwaite" or "kenward-roger" (of REML fits) denominator degrees of
+                freedom; None leaves p-values out, as lme4. Generalised models have normal p-values.
+        """
+        if self.is_linear and ddf is not None:
+            if ddf not in self._tables:
+                from ._ddf import coefficient_table
+
+                self._tables[ddf] = coefficient_table(self, ddf)
+            return self._tables[ddf].copy()
+        if ddf is not None:
+            raise NotSupportedError("ddf is for linear mixed models; a generalised one has normal p-values")
+        statistic = self.zvalues.to_numpy()
+        table = {"estimate": self.beta, "std_error": self.bse.to_numpy(), "statistic": statistic}
+        if not self.is_linear:
+            # erfc is accurate in the tail; NormalDist.cdf cancels, and is 0 beyond |z| = 8.3
+            table["p_value"] = np.array([erfc(v / sqrt(2.0)) for v in np.abs(statistic)])
+        return pd.DataFrame(table, index=list(self._data.x_names))
 
     def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
         """Wald intervals of the fixed effects, columns named as R's (``2.5 %``, ``97.5 %``)."""
@@ -466,6 +518,8 @@ class MixedModel:
             sd, corr = cov_to_sdcor(cov)
             group = labels.group if count == 0 else f"{labels.group}.{count}"
             out.append(VarCorrBlock(group, labels.names, sd, corr, cov))
+        if self.is_linear:
+            out.residual = self.sigma
         return out
 
     def ranef(self, condVar: bool = False) -> dict[str, Any]:
@@ -615,15 +669,20 @@ class MixedModel:
         mu, slope, variance, deviance = self._moments
         ussq = float(sum((u**2).sum() for u in self._estimates.u))
         wrss = float((np.asarray(self._design.weights) / variance * (np.asarray(self._design.y) - mu) ** 2).sum())
-        return {
+        parts = {
             "ldL2": logdet,
             "ldRX2": float(np.linalg.slogdet(information)[1]),
             "wrss": wrss,
             "ussq": ussq,
             "pwrss": wrss + ussq,
             "drsum": float(deviance.sum()),
-            "dev": self.objective,
+            "REML" if self.REML else "dev": self.objective,
         }
+        if self.is_linear:
+            pwrss = parts["pwrss"]
+            parts["sigmaML"] = float(np.sqrt(pwrss / self.nobs))
+            parts["sigmaREML"] = float(np.sqrt(pwrss / (self.nobs - self._design.p)))
+        return parts
 
     def getME(self, name: str) -> Any:
         """lme4's getME: X, Z (dense, n x q, columns term by term, level by level), Lambda, theta, beta, b, u,
@@ -682,8 +741,21 @@ class MixedModel:
         w = self._laplace_pieces[2]
         return np.asarray(np.linalg.cholesky(ZL.T @ (w[:, None] * ZL) + np.eye(ZL.shape[1])))
 
-    def deviance_function(self) -> Callable[[Any, Any], float]:
-        """(theta, beta) -> minus twice the log-likelihood of this model and data (lme4's as.function)."""
+    def deviance_function(self) -> Callable[..., float]:
+        """lme4's as.function: (theta, beta) -> minus twice the log-likelihood of this model and data.
+
+        For a linear model it is theta -> what was minimised, beta and sigma profiled out.
+        """
+        if self.is_linear:
+            from ._pls import lmm_deviance
+
+            criterion = jax.jit(partial(lmm_deviance, REML=self.REML))
+
+            def profiled(theta: Any) -> float:
+                with x64():
+                    return float(criterion(jnp.asarray(theta, float), self._design))
+
+            return profiled
         start = tuple(np.asarray(u) for u in self._estimates.u)
         phi = self._estimates.phi
 
@@ -707,6 +779,14 @@ class MixedModel:
 
         return refit(self, newresp)
 
+    def refit_ml(self) -> MixedModel:
+        """The linear model fitted by maximum likelihood (itself if it was); no recompilation (lme4's refitML)."""
+        if not self.is_linear:
+            return self
+        from ._lmer import refit_ml
+
+        return refit_ml(self)
+
     def update(self, formula: str, **changes: Any) -> MixedModel:
         """Refit with a changed formula (``". ~ . + (1 | obs)"``) or changed arguments."""
         from ._glmer import update
@@ -714,32 +794,45 @@ class MixedModel:
         return update(self, formula, changes)
 
     # ---- printing ----------------------------------------------------------------------------------
-    def summary(self, correlation: bool | None = None) -> Summary:
-        """lme4-like summary; str() of it is the text. `correlation`: None prints it up to 20 columns."""
+    def summary(self, correlation: bool | None = None, ddf: str | None = None) -> Summary:
+        """lme4-like summary; str() of it is the text.
+
+        Args:
+            correlation: of the fixed effects; None prints it up to 20 columns.
+            ddf: for linear models "satterthwaite" or "kenward-roger" degrees of freedom and p-values; None
+                prints t values alone.
+        """
         from ._summary import Summary
 
-        return Summary(self, correlation)
+        return Summary(self, correlation, ddf)
 
-    def tidy(self, level: float = 0.95) -> pd.DataFrame:
-        """broom.mixed's tidy table: effect, group, term, estimate, std_error, statistic, p_value, interval."""
+    def tidy(self, level: float = 0.95, ddf: str | None = None) -> pd.DataFrame:
+        """broom.mixed's tidy table: effect, group, term, estimate, std_error, statistic, p_value, interval.
+
+        A linear model has p-values if `ddf` is given, see `coefficients`; its intervals are normal.
+        """
         ci = self.confint(level=level).to_numpy()
+        table = self.coefficients(ddf)
         fixed = pd.DataFrame(
             {
                 "effect": "fixed",
                 "group": None,
                 "term": list(self._data.x_names),
-                "estimate": self.beta,
-                "std_error": self.bse.to_numpy(),
-                "statistic": self.zvalues.to_numpy(),
-                "p_value": self.pvalues.to_numpy(),
+                "estimate": table["estimate"].to_numpy(),
+                "std_error": table["std_error"].to_numpy(),
+                "statistic": table["statistic"].to_numpy(),
+                "p_value": table.get("p_value", pd.Series(np.nan, table.index)).to_numpy(),
                 "conf_low": ci[:, 0],
                 "conf_high": ci[:, 1],
             }
         )
+        if "df" in table:
+            fixed.insert(6, "df", table["df"].to_numpy())
         rows = []
         for _, r in self.VarCorr().to_frame().iterrows():
             single = pd.isna(r["var2"])
-            name = f"sd__{r['var1']}" if single else f"cor__{r['var1']}.{r['var2']}"
+            first = "Observation" if pd.isna(r["var1"]) else r["var1"]
+            name = f"sd__{first}" if single else f"cor__{first}.{r['var2']}"
             rows.append({"effect": "ran_pars", "group": r["grp"], "term": name, "estimate": r["sdcor"]})
         random = pd.DataFrame(rows).reindex(columns=fixed.columns)
         return pd.concat([fixed.astype({"group": object}), random.astype(fixed.dtypes.to_dict())], ignore_index=True)

@@ -40,7 +40,7 @@ def rosenbrock(x: Any, carry: Any) -> Any:
         return 100.0 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2
 
     value, gradient = jax.value_and_grad(f)(x)
-    return value, gradient, carry + 1, jnp.ones((), jnp.int32)
+    return value, gradient, carry + 1, jnp.ones((), jnp.int32), None
 
 
 @jax.jit

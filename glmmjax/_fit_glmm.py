@@ -1,0 +1,276 @@
+"""The generalised linear mixed model as a problem to minimise: scaling, starting values and compiled programs.
+
+The programs are compiled once per (family, structure, shape) and are shared by first fits and refits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from . import _optimise as opt
+from ._design import Design, factors, linear_predictor
+from ._fit import PATH_LENGTH, Problem, Scaling, Start, block_diagonal, safe_inverse
+from ._linalg import factorise, sandwich, solve, spd_inverse, weighted_products
+from ._objective import laplace, log_density_constant
+from ._pirls import (
+    CONVERGED,
+    Blocked,
+    Parameters,
+    border,
+    find_mode,
+    fixed_information,
+    safe_weights,
+    score_u,
+    unspool,
+    zero_u,
+)
+from .families import Family
+
+
+def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
+    """The design in internal units."""
+    X = np.asarray(design.X)
+    n, p = X.shape
+    if p:
+        R = np.linalg.qr(X, mode="r")
+        A = R / np.sqrt(n)
+        Xs = np.ascontiguousarray(np.linalg.solve(A.T, X.T).T)
+    else:
+        A, Xs = np.zeros((0, 0)), X
+    scaled, c = scale_z(design)
+    return replace(scaled, X=Xs), Scaling(A, c, n_phi)
+
+
+def scale_z(design: Design) -> tuple[Design, np.ndarray]:
+    """The design with columns of z of unit root mean square, and the factors c that theta is multiplied by."""
+    zs, scales = [], []
+    for z in design.z:
+        rms = np.sqrt(np.mean(np.square(z), axis=0))
+        rms = np.where(rms > 0.0, rms, 1.0)
+        zs.append(np.asarray(z) if np.all(rms == 1.0) else z / rms)
+        scales.append(rms)
+    c = np.concatenate([t.structure.scale(scales[t.block][t.columns]) for t in design.terms])
+    return replace(design, z=tuple(zs)), c
+
+
+class JointStart(NamedTuple):
+    """Joint penalised fit at the starting theta, and what it says about theta."""
+
+    beta: Array  # (p,)
+    u: Blocked
+    information: Array  # (p, p) of beta, u eliminated
+    covariances: tuple[Array, ...]  # per term, one EM step for the covariance (k, k)
+    reliabilities: tuple[Array, ...]  # per term, of the conditional modes (k,)
+    constant: Array  # -2 log density constant
+    status: Array
+
+
+@partial(jax.jit, static_argnames=("family",))
+def joint_start(theta: Array, phi: Array, design: Design, family: Family) -> JointStart:
+    """PIRLS in (u, beta) at theta, for a design in internal units (Xs'Xs = n I).
+
+    It starts from the link of R's mustart regressed on X, or from a constant mean where that is better.
+    """
+    u0 = zero_u(design, theta.dtype)
+    y, weights, X = jnp.asarray(design.y), jnp.asarray(design.weights), jnp.asarray(design.X)
+    offset = jnp.asarray(design.offset)
+    mustart = family.mustart(y, weights)
+    level = (weights * mustart).sum() / weights.sum()
+
+    def candidate(mean: Array) -> Array:
+        target = family.link.eta_of(mean) - offset
+        return X.T @ jnp.where(jnp.isfinite(target), target, 0.0) / design.n
+
+    def value(beta: Array) -> Array:
+        kernel = family.kernel(y, offset + X @ beta, weights, phi).sum()
+        return jnp.where(jnp.isfinite(kernel), kernel, -jnp.inf)
+
+    rows, constant = candidate(mustart), candidate(jnp.full_like(mustart, level))
+    beta0 = jnp.where(value(rows) >= value(constant), rows, constant)
+    params = Parameters(theta, beta0, phi)
+    mode = find_mode(params, design, family, u0, joint=True, tolerance=1e-6)
+    T = factors(theta, design)
+    b = unspool(mode.u, T)
+    eta = linear_predictor(b, mode.beta, design)
+    _, score, w = family.derivatives(y, eta, weights, phi)
+    w = w if family.canonical else safe_weights(eta, w, params, design, family)
+    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+    factor = factorise(blocks, T, design.plan)
+    B = border(w, T, design)
+    g = score_u(score, mode.u, T, design)
+    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
+    information, _ = fixed_information(w, score, B, g, solve(factor, rhs, design.plan), design)
+    covariances, reliabilities = [], []
+    for term in design.terms:
+        columns = term.columns
+        t = T[term.block][columns, columns]
+        D, _ = spd_inverse(sandwich(t, blocks.diagonal[term.block][:, columns, columns], t) + jnp.eye(t.shape[0]))
+        effects = b[term.block][:, columns]
+        m = design.n_levels[term.block]
+        covariances.append(effects.T @ effects / m + t @ D.mean(0) @ t.T)
+        reliabilities.append(1.0 - jnp.diagonal(D.mean(0)))
+    return JointStart(
+        mode.beta,
+        mode.u,
+        information,
+        tuple(covariances),
+        tuple(reliabilities),
+        log_density_constant(design, family),
+        mode.status,
+    )
+
+
+class Carry(NamedTuple):
+    """Modes of the last accepted evaluation, where the next one starts."""
+
+    u: Blocked
+    beta: Any
+    status: Any
+
+
+def deviance_at(
+    x: Array, carry: Carry, design: Design, family: Family, hessian: str, joint: bool
+) -> tuple[Array, tuple[Carry, Array]]:
+    """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if `joint`."""
+    t, p = design.n_theta, design.p
+    beta = carry.beta if joint else x[t : t + p]
+    phi = jnp.exp(x[t:] if joint else x[t + p :])
+    deviance, at = laplace(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, joint)
+    return deviance, (Carry(at.u, at.beta, at.status), at.iterations)
+
+
+def make_objective(design: Design, family: Family, hessian: str, joint: bool, constant: Array) -> opt.Objective:
+    """(x, carry) -> (deviance, gradient, carry, PIRLS iterations, None)."""
+    gradient = jax.value_and_grad(deviance_at, has_aux=True)
+
+    def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, None]:
+        (f, (carry, inner)), g = gradient(x, carry, design, family, hessian, joint)
+        return f + constant, g, carry, inner, None
+
+    return objective
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "joint", "path_length"))
+def run(
+    x0: Array,
+    inverse0: Array,
+    carry0: Carry,
+    limits: opt.Limits,
+    constant: Array,
+    design: Design,
+    family: Family,
+    hessian: str,
+    joint: bool,
+    path_length: int,
+) -> opt.Found:
+    """The whole fit as one program (BFGS, then the Hessian)."""
+    objective = make_objective(design, family, hessian, joint, constant)
+    return opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length))
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+def step(
+    state: opt.State,
+    inverse0: Array,
+    limits: opt.Limits,
+    constant: Array,
+    design: Design,
+    family: Family,
+    hessian: str,
+    joint: bool,
+) -> opt.State:
+    """One evaluation of the same loop, for a host driver that reports progress."""
+    return opt.advance(make_objective(design, family, hessian, joint, constant), state, inverse0, limits)
+
+
+class GeneralisedProblem(Problem):
+    """A GLMM: theta, beta and log phi outside (theta alone for nAGQ = 0), PIRLS inside."""
+
+    def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str, exact: bool = False) -> None:
+        scaled, self.scaling = scale_design(design, len(family.phi_names))
+        self.design: Design = jax.device_put(scaled)
+        self.original, self.family, self.hessian, self.joint = design, family, hessian, nAGQ == 0
+        self.exact = exact
+
+    @property
+    def _static(self) -> tuple[Family, str, bool]:
+        return self.family, self.hessian, self.joint
+
+    def with_response(self, y: np.ndarray) -> Problem:
+        other = copy(self)
+        other.original = replace(self.original, y=y)
+        other.design = replace(self.design, y=jax.device_put(y))
+        return other
+
+    def start(self, start: dict[str, np.ndarray]) -> Start:
+        design, p = self.original, self.original.p
+        theta, beta = start.get("theta"), start.get("beta")
+        phi = np.asarray(start.get("phi", self.family.phi_start()), float).reshape(-1)
+        # the joint fit is at identity factors, or at the user's theta (units of the data)
+        theta0 = design.theta_start if theta is None else self.scaling.c * theta
+        begin = joint_start(theta0, phi, self.design, self.family)
+        host = jax.device_get(begin._replace(u=()))
+        good = int(host.status) == CONVERGED
+        blocks, parts = [], []
+        u = begin.u
+        for term, cov, r in zip(design.terms, host.covariances, host.reliabilities, strict=True):
+            part = theta0[term.theta]
+            size = float(np.trace(cov)) / cov.shape[0]
+            reliable = np.clip(np.nan_to_num(r, nan=1.0), 0.05, 1.0)
+            if theta is None and good and np.isfinite(size):
+                # one EM step from the identity; kept off the boundary
+                part = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * np.eye(cov.shape[0]))
+            at = part if theta is None else term.structure.start()
+            curvature = term.structure.curvature(at, design.n_levels[term.block], reliable)
+            parts.append(part)
+            blocks.append(np.diag(1.0 / curvature))
+        beta_s = host.beta if beta is None else self.scaling.A @ beta
+        x = [*parts, np.log(phi)] if self.joint else [*parts, beta_s, np.log(phi)]
+        if not self.joint and p:
+            blocks.append(safe_inverse(2.0 * host.information))
+        blocks += [np.eye(1) / design.n] * phi.size
+        if not good:
+            u = zero_u(self.design, jnp.float64)
+        carry = Carry(u, beta_s, np.zeros((), np.int32))
+        return Start(np.concatenate(x), block_diagonal(blocks), carry, begin.constant)
+
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        return run(begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)
+
+    def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
+        return step(state, begin.inverse, limits, begin.constant, self.design, *self._static)
+
+    def evaluate(self, x: Array, carry: Any, constant: Any) -> tuple[Array, Array, Any, Array]:
+        return _evaluate(x, carry, constant, self.design, *self._static)
+
+    def deviance(self, x: Array, carry: Any, constant: Any) -> Array:
+        return deviance_at(x, carry, self.design, *self._static)[0] + constant
+
+    def exact_hessian(self, x: Array, carry: Any, constant: Any) -> Array:
+        return _hessian(x, carry, constant, self.design, *self._static)
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+def _evaluate(
+    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
+) -> tuple[Array, Array, Carry, Array]:
+    f, g, carry, inner, _ = make_objective(design, family, hessian, joint, constant)(x, carry)
+    return f, g, carry, inner
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+def _hessian(
+    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
+) -> Array:
+    """Hessian of the deviance by automatic differentiation."""
+    objective = make_objective(design, family, hessian, joint, constant)
+    return jax.jacfwd(lambda v: objective(v, carry)[1])(x)

@@ -1,0 +1,348 @@
+"""The linear mixed model as a problem to minimise: theta outside, penalised least squares on cross-products inside.
+
+The search takes Newton steps with the average information (Gilmour, Thompson & Cullis 1995, Biometrics 51), the mean
+of observed and expected information, which costs one more solve where either of them costs a trace per pair of
+parameters. It is the Hessian of the criterion but for a term that vanishes at an interior optimum; where a factor is
+nearly singular that term dominates, and is added from the gradient. Three to nine evaluations are usual.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from . import _optimise as opt
+from ._bordered import Columns, add_at, quadratic, selected_inverse
+from ._design import Design, Term, factors_of
+from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal
+from ._fit_glmm import scale_z
+from ._linalg import (
+    Blocks,
+    Factor,
+    eliminate,
+    outer_sum,
+    penalised,
+    sandwich,
+    small_matmul,
+    solve,
+    spd_inverse,
+    take,
+)
+from ._pirls import Blocked
+from ._pls import (
+    CrossProducts,
+    Profile,
+    criterion,
+    cross_products,
+    fixed_effects,
+    profile,
+    reduce_gram,
+    scale_border,
+)
+from ._symbolic import Plan
+from .families import Gaussian
+
+#: Starting diagonals below this (relative to sigma) are raised to it: at 0 the criterion is stationary.
+LEAST_START = 1e-2
+#: Part of the tolerance used: Newton's last step is cheap here, and standard errors are wanted to 1e-6.
+TIGHTER = 0.1
+
+
+class Carry(NamedTuple):
+    """What is reported of the point last accepted."""
+
+    u: Blocked  # per block (m, k)
+    beta: Any  # (p,) in the units of X
+    RX: Any  # (p, p) upper triangular, in the units of X
+    r2: Any
+    fresh: Any  # 1 if the first evaluation is to be followed by an EM step, else 0
+    status: Any
+
+
+def evaluate(
+    theta: Array, carry: Carry, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
+) -> tuple[Array, Array, Carry, opt.Guide]:
+    """Criterion, its gradient in theta, estimates, and the metric of the next step; all from one elimination."""
+    widths = [A.shape[-1] for A in cross.blocks.diagonal]
+    T = factors_of(theta, terms, widths)
+    dT = jax.jacfwd(lambda t: factors_of(t, terms, widths))(theta)  # per block (k, k, P)
+
+    def scaled(T: tuple[Array, ...]) -> tuple[Blocks, Columns]:
+        return penalised(cross.blocks, T, plan), scale_border(T, cross)
+
+    (H, B), pull = jax.vjp(scaled, T)
+    factor = eliminate(H, plan)
+    X = solve(factor, B, plan)
+    at = reduce_gram(factor.logdet, quadratic(B, X), X, cross)
+    f = criterion(at, cross, reml)
+    sigma2 = at.r2 / (cross.n - reml * at.beta.shape[0])
+
+    # cotangent of the quadratic form: f depends on it through r2 and, for REML, through log|R_X|^2
+    v = jnp.concatenate([-at.beta, jnp.ones(1, at.r2.dtype)])
+    weight = jnp.outer(v, v) / sigma2
+    p = at.beta.shape[0]
+    if p:
+        inner = cho_solve((at.L, True), jnp.eye(p, dtype=at.L.dtype))
+        weight = weight.at[:p, :p].add(reml * inner)
+    (gradient_T,) = pull(_cotangents(selected_inverse(factor, H, plan), X, weight, plan))
+    g = sum(jnp.einsum("ij,ijp->p", a, d) for a, d in zip(gradient_T, dT, strict=True))
+
+    information = average_information(at, factor, T, dT, cross, reml, sigma2, plan)
+    boundary, positive = _boundary_terms(gradient_T, T, dT)
+    inverse = _regularised_inverse(information + positive)
+    jump = _em_step(at, T, sigma2, cross, terms)
+    RX = at.L.T @ cross.A
+    status = jnp.where(jnp.isfinite(f), 0, 3).astype(jnp.int32)
+    after = Carry(at.u, fixed_effects(at, cross), RX, at.r2, jnp.zeros_like(f), status)
+    jumping = (carry.fresh > 0.0) & jnp.isfinite(jump).all()
+    return f, g, after, opt.Guide(information + boundary, inverse, jumping, jump)
+
+
+def _cotangents(S: Blocks, X: Columns, weight: Array, plan: Plan) -> tuple[Blocks, Columns]:
+    """Cotangents of (H, B) for df = <S, dH> - <weight, dQ>, Q = B'H^-1 B."""
+    diagonal = []
+    moved = [x @ weight for x in X]
+    for block, x, wx in zip(S.diagonal, X, moved, strict=True):
+        diagonal.append(block + small_matmul(wx, x.swapaxes(-1, -2)))
+    pairs = []
+    for c, block in zip(plan.couplings, S.pairs, strict=True):
+        a = moved[c.first] if c.row_pair is None else take(moved[c.first], c.a)
+        pairs.append(2.0 * (block + small_matmul(a, take(X[c.second], c.b).swapaxes(-1, -2))))
+    return Blocks(tuple(diagonal), tuple(pairs)), tuple(-2.0 * wx for wx in moved)
+
+
+def _times(blocks: Blocks, v: list[Array], plan: Plan) -> list[Array]:
+    """Z'WZ v; v holds per block (m, k, c)."""
+    out = [small_matmul(A, x) for A, x in zip(blocks.diagonal, v, strict=True)]
+    for c, A in zip(plan.couplings, blocks.pairs, strict=True):
+        b = small_matmul(A, take(v[c.second], c.b))
+        a = outer_sum(A, v[c.first] if c.row_pair is None else take(v[c.first], c.a))
+        out[c.first] = out[c.first] + b if c.row_pair is None else add_at(out[c.first], c.a, b)
+        out[c.second] = add_at(out[c.second], c.b, a)
+    return out
+
+
+def average_information(
+    at: Profile,
+    factor: Factor,
+    T: tuple[Array, ...],
+    dT: tuple[Array, ...],
+    cross: CrossProducts,
+    reml: Array,
+    sigma2: Array,
+    plan: Plan,
+) -> Array:
+    """(P, P) average information of theta, sigma^2 profiled out, in units of the criterion.
+
+    y'P V_j P V_k P y / sigma^2 - Q_j Q_k / (sigma^4 N), where V = W^-1 + Z Lambda Lambda' Z', P removes X from V^-1,
+    N = n or n - p, and Q_j = y'P V_j P y.
+    """
+    p = at.beta.shape[0]
+    b = [small_matmul(u[:, None, :], t.T[None]).swapaxes(-1, -2) for u, t in zip(at.u, T, strict=True)]
+    taken = _times(cross.blocks, b, plan)
+    # c = Z'P y; V_j P y = Z g_j
+    c = [B[..., p] - B[..., :p] @ at.beta - x[..., 0] for B, x in zip(cross.border, taken, strict=True)]
+    g = [
+        jnp.einsum("ijp,mj->mip", d, u) + jnp.einsum("ij,ljp,ml->mip", t, d, x)
+        for d, u, t, x in zip(dT, at.u, T, c, strict=True)
+    ]
+    Ag = _times(cross.blocks, g, plan)
+    s = solve(factor, tuple(jnp.einsum("ij,mip->mjp", t, x) for t, x in zip(T, Ag, strict=True)), plan)
+    rest = [x - jnp.einsum("ij,mjp->mip", t, y) for x, t, y in zip(g, T, s, strict=True)]
+    q = quadratic(tuple(Ag), tuple(rest))
+    if p:
+        onto_X = quadratic(tuple(B[..., :p] for B in cross.border), tuple(rest))
+        half = solve_triangular(at.L, onto_X, lower=True)
+        q = q - half.T @ half
+    Q = sum(jnp.einsum("mk,mkp->p", x, y) for x, y in zip(c, g, strict=True))
+    N = cross.n - reml * p
+    return q / sigma2 - jnp.outer(Q, Q) / (sigma2 * sigma2 * N)
+
+
+def _boundary_terms(
+    gradient_T: tuple[Array, ...], T: tuple[Array, ...], dT: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """2 tr(dT_j' G dT_k), G the gradient in the covariance T T', read off the gradient in T, 2 G T.
+
+    Zero at an interior optimum. Returns it, and its part with G's positive eigenvalues.
+    """
+    whole = positive = jnp.zeros((dT[0].shape[2],) * 2, dT[0].dtype)
+    for a, t, d in zip(gradient_T, T, dT, strict=True):
+        k = t.shape[0]
+        G = 0.5 * a @ jnp.linalg.solve(t.T @ t + 1e-16 * jnp.eye(k), t.T) if k > 1 else 0.5 * a * t / (t * t + 1e-16)
+        G = 0.5 * (G + G.T)
+        if k > 1:
+            values, vectors = jnp.linalg.eigh(G)
+            up = (vectors * jnp.maximum(values, 0.0)) @ vectors.T
+        else:
+            up = jnp.maximum(G, 0.0)
+        whole = whole + 2.0 * jnp.einsum("ijp,il,ljq->pq", d, G, d)
+        positive = positive + 2.0 * jnp.einsum("ijp,il,ljq->pq", d, up, d)
+    return whole, positive
+
+
+def _regularised_inverse(M: Array) -> Array:
+    """Inverse of a positive semi-definite matrix, each parameter in units of its own curvature."""
+    scale = 1.0 / (jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0.0)) + 1e-10)
+    A = M * jnp.outer(scale, scale) + 1e-8 * jnp.eye(M.shape[0], dtype=M.dtype)
+    L = jnp.linalg.cholesky(A)
+    return cho_solve((L, True), jnp.eye(M.shape[0], dtype=M.dtype)) * jnp.outer(scale, scale)
+
+
+def _em_step(at: Profile, T: tuple[Array, ...], sigma2: Array, cross: CrossProducts, terms: tuple[Term, ...]) -> Array:
+    """theta after one step of the EM algorithm, conditional variances taken within each level only."""
+    parts = []
+    for term in terms:
+        columns = term.columns
+        t = T[term.block][columns, columns]
+        b = at.u[term.block][:, columns] @ t.T
+        within = sandwich(t, cross.blocks.diagonal[term.block][:, columns, columns], t)
+        D, _ = spd_inverse(within + jnp.eye(t.shape[0], dtype=t.dtype))
+        cov = b.T @ b / (b.shape[0] * sigma2) + t @ D.mean(0) @ t.T
+        size = jnp.trace(cov) / t.shape[0]
+        parts.append(term.structure.theta_near(cov + (1e-3 * size + 1e-4) * jnp.eye(t.shape[0], dtype=t.dtype)))
+    return jnp.concatenate(parts)
+
+
+@jax.jit
+def _cross(design: Design) -> CrossProducts:
+    return cross_products(design)
+
+
+def _objective(cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...], metric: str) -> opt.Objective:
+    def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, opt.Guide | None]:
+        f, g, after, guide = evaluate(x, carry, cross, reml, plan, terms)
+        return f, g, after, jnp.zeros((), jnp.int32), guide if metric == "own" else None
+
+    return objective
+
+
+@partial(jax.jit, static_argnames=("terms", "metric", "path_length"))
+def _run(
+    x0: Array,
+    inverse0: Array,
+    carry0: Carry,
+    limits: opt.Limits,
+    cross: CrossProducts,
+    reml: Array,
+    plan: Plan,
+    terms: tuple[Term, ...],
+    metric: str,
+    path_length: int,
+) -> opt.Found:
+    objective = _objective(cross, reml, plan, terms, metric)
+    return opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length))
+
+
+@partial(jax.jit, static_argnames=("terms", "metric"))
+def _step(
+    state: opt.State,
+    inverse0: Array,
+    limits: opt.Limits,
+    cross: CrossProducts,
+    reml: Array,
+    plan: Plan,
+    terms: tuple[Term, ...],
+    metric: str,
+) -> opt.State:
+    return opt.advance(_objective(cross, reml, plan, terms, metric), state, inverse0, limits)
+
+
+@partial(jax.jit, static_argnames=("terms",))
+def _evaluate(
+    x: Array, carry: Carry, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
+) -> tuple[Array, Array, Carry]:
+    f, g, after, _ = evaluate(x, carry, cross, reml, plan, terms)
+    return f, g, after
+
+
+@partial(jax.jit, static_argnames=("terms",))
+def _hessian(x: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]) -> Array:
+    return jax.hessian(lambda t: criterion(profile(t, cross, plan, terms), cross, reml))(x)
+
+
+class LinearProblem(Problem):
+    """An LMM: theta outside, beta and sigma profiled out; the data as cross-products."""
+
+    joint = True
+    guided = True
+
+    def __init__(self, design: Design, REML: bool, exact: bool = False) -> None:
+        scaled, c = scale_z(design)
+        self.original, self.REML, self.exact = design, REML, exact
+        self.family = Gaussian()
+        self.scaling = Scaling(np.eye(design.p), c, 0)
+        self._set(scaled)
+
+    def _set(self, scaled: Design) -> None:
+        """Take the cross-products of a design in internal units; its rows are not kept on the device."""
+        self._scaled = scaled
+        self.cross: CrossProducts = _cross(scaled)
+        self.plan: Plan = jax.device_put(scaled.plan)
+
+    def with_response(self, y: np.ndarray) -> LinearProblem:
+        other = copy(self)
+        other.original = replace(self.original, y=y)
+        other._scaled = replace(self._scaled, y=y)
+        other.cross = _cross(other._scaled)
+        return other
+
+    def with_criterion(self, REML: bool) -> LinearProblem:
+        """The same problem by REML or by maximum likelihood."""
+        other = copy(self)
+        other.REML = REML
+        return other
+
+    @property
+    def _arguments(self) -> tuple[CrossProducts, np.ndarray, Plan, tuple[Term, ...]]:
+        return self.cross, np.asarray(float(self.REML)), self.plan, self.original.terms
+
+    def complete(self, estimates: Estimates, carry: Carry) -> Estimates:
+        size = self.original.n - (self.original.p if self.REML else 0)
+        return replace(estimates, sigma=float(np.sqrt(carry.r2 / size)), RX=np.asarray(carry.RX))
+
+    def start(self, start: dict[str, np.ndarray]) -> Start:
+        design, p = self.original, self.original.p
+        x = design.theta_start
+        if "theta" in start:
+            x = self.scaling.c * start["theta"]
+            diagonal = np.concatenate([t.structure.on_diagonal() for t in design.terms])
+            x = np.where(diagonal & (np.abs(x) < LEAST_START), LEAST_START, x)
+        metric = [
+            np.diag(1.0 / t.structure.curvature(t.structure.start(), design.n_levels[t.block], np.ones(t.structure.k)))
+            for t in design.terms
+        ]
+        u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
+        zero = np.zeros(())
+        fresh = np.asarray(float("theta" not in start))
+        carry = Carry(u, np.zeros(p), np.zeros((p, p)), zero, fresh, np.zeros((), np.int32))
+        return Start(x, block_diagonal(metric), carry, 0.0)
+
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        limits = self._limits(limits, metric)
+        return _run(begin.x, begin.inverse, begin.carry, limits, *self._arguments, metric, PATH_LENGTH)
+
+    def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
+        return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)
+
+    def _limits(self, limits: opt.Limits, metric: str) -> opt.Limits:
+        return limits._replace(tol=TIGHTER * limits.tol, hessian=metric != "own" and limits.hessian)
+
+    def evaluate(self, x: Array, carry: Any, constant: Any) -> tuple[Array, Array, Any, Array]:
+        f, g, after = _evaluate(x, carry, *self._arguments)
+        return f, g, after, jnp.zeros((), jnp.int32)
+
+    def deviance(self, x: Array, carry: Any, constant: Any) -> Array:
+        cross, reml, plan, terms = self._arguments
+        return criterion(profile(x, cross, plan, terms), cross, jnp.asarray(reml))
+
+    def exact_hessian(self, x: Array, carry: Any, constant: Any) -> Array:
+        return _hessian(x, *self._arguments)

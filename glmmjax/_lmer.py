@@ -1,0 +1,140 @@
+"""`lmer`: linear mixed models from a formula and a table."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._control import Control, as_control, unknown_argument
+from ._design import Design
+from ._errors import DataError
+from ._fit_lmm import LinearProblem
+from ._frame import ModelData, build
+from ._glmer import check_start, finish, frame_design, rank_message
+from ._precision import persistent_cache, x64
+from .families import Gaussian
+from .results import MixedModel, ModelSpec
+
+if TYPE_CHECKING:
+    from ._parse import Formula
+
+
+def lmer(
+    formula: str | Formula,
+    data: Any,
+    REML: bool = True,
+    weights: Any = None,
+    offset: Any = None,
+    start: dict[str, Any] | None = None,
+    control: Control | dict[str, Any] | None = None,
+    contrasts: dict[str, Any] | None = None,
+    subset: Any = None,
+    na: str = "drop",
+    verbose: Any = False,
+    **unknown: Any,
+) -> MixedModel:
+    """Fit a linear mixed model by REML or maximum likelihood.
+
+    Args:
+        formula: R's, with lme4's bars: ``"y ~ x + (x | g)"``, ``"y ~ 1 + (1 | a/b) + (1 | c)"``.
+        data: pandas DataFrame, anything with ``to_pandas()``, dict of arrays, or structured array.
+        REML: the REML criterion instead of the likelihood; compare models with different fixed effects
+            by likelihood (`MixedModel.refit_ml`).
+        weights: column name, array or Series of precision weights: Var(y_i) = sigma^2 / w_i. Rows of
+            weight 0 are dropped.
+        offset: column name, array or Series, subtracted from the response.
+        start: "theta" (n_theta,), relative to sigma.
+        control, contrasts, subset, na, verbose: as `glmmjax.glmer`.
+
+    Returns:
+        `MixedModel`.
+
+    Raises:
+        FormulaError, DataError: bad input, one sentence with the remedy. TypeError: unknown arguments.
+
+    Source: Bates, Maechler, Bolker & Walker 2015, J. Stat. Softw. 67(1).
+    """
+    for name in unknown:
+        if name == "family":
+            raise TypeError("lmer has no argument 'family': its responses are gaussian; use glmer for other families")
+        known = [p for p in inspect.signature(lmer).parameters if p != "unknown"]
+        raise unknown_argument(name, known, "lmer")
+    if not isinstance(REML, (bool, np.bool_)):
+        raise ValueError(f"REML must be True or False, got {REML!r}")
+    control = as_control(control)
+    arguments = {
+        "weights": weights,
+        "offset": offset,
+        "contrasts": contrasts,
+        "subset": subset,
+        "na": na,
+        "start": start,
+        "data": data,
+    }
+    frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
+    made = _design(frame)
+    rank_message(frame, control)
+    spec = ModelSpec(
+        str(frame.formula),
+        Gaussian(),
+        1,
+        "expected",
+        control,
+        weights if isinstance(weights, str) else None,
+        offset if isinstance(offset, str) else None,
+        arguments,
+        bool(REML),
+    )
+    begin = check_start(start, {"theta": made.n_theta})
+    with persistent_cache(), x64():
+        return finish(spec, frame, LinearProblem(made, bool(REML), control.exact), begin, verbose)
+
+
+def _design(frame: ModelData) -> Design:
+    """Design of a model frame whose residual variance can be told from the random effects."""
+    if frame.response_kind in ("binary", "cbind"):
+        what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
+        raise DataError(f"response {frame.response_name} is {what}: use glmer with family='binomial'")
+    made = frame_design(frame)
+    n, p = made.n, made.p
+    for term in frame.terms:
+        m, k = len(term.levels), len(term.names)
+        if m >= n:
+            raise DataError(
+                f"grouping factor {term.group!r} has {m} levels for {n} rows: its variance cannot be told from the "
+                "residual variance; drop the term or use a factor with fewer levels"
+            )
+        if m * k >= n:
+            raise DataError(
+                f"the term ({' + '.join(term.names)} | {term.group}) has {m * k} random effects for {n} rows: its "
+                "covariance cannot be told from the residual variance; drop columns from it or use a factor with "
+                "fewer levels"
+            )
+    if n <= p:
+        raise DataError(f"{p} fixed effects for {n} rows: nothing is left to estimate variances from; drop some")
+    y = np.asarray(made.y) - np.asarray(made.offset)
+    root = np.sqrt(np.asarray(made.weights))
+    Q = np.linalg.qr(root[:, None] * np.asarray(made.X))[0]
+    rest = root * y
+    for _ in range(2):
+        rest = rest - Q @ (Q.T @ rest)
+    if np.linalg.norm(rest) <= 1e-13 * np.linalg.norm(root * y) or not rest.any():
+        raise DataError(
+            f"response {frame.response_name} is fitted exactly by the fixed effects (a constant response is): no "
+            "variance is left to estimate"
+        )
+    return made
+
+
+def refit_ml(model: MixedModel) -> MixedModel:
+    """See `MixedModel.refit_ml`."""
+    spec = model._spec
+    if not spec.REML:
+        return model
+    problem = model._problem
+    assert isinstance(problem, LinearProblem)
+    with persistent_cache(), x64():
+        return finish(replace(spec, REML=False), model._data, problem.with_criterion(False), None, False)
