@@ -23,6 +23,15 @@ def _lower_by_columns(k: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, cols
 
 
+@cache
+def _position_in_theta(k: int) -> np.ndarray:
+    """(k, k) position of each entry of T in theta; one past its end above the diagonal."""
+    rows, cols = _lower_by_columns(k)
+    out = np.full((k, k), rows.size, np.int32)
+    out[rows, cols] = np.arange(rows.size)
+    return out
+
+
 def _library(x: Any) -> Any:
     """jax.numpy for traced arrays, NumPy for those on the host: there it saves dispatches."""
     return jnp if isinstance(x, Array) else np
@@ -44,8 +53,8 @@ class Unstructured:
 
     def factor(self, theta: Array) -> Array:
         """(n_theta,) -> T, (k, k) lower triangular."""
-        rows, cols = self.index()
-        return jnp.zeros((self.k, self.k), theta.dtype).at[rows, cols].set(theta)
+        # a gather, which fuses with what uses T, where a scatter does not
+        return jnp.concatenate([theta, jnp.zeros(1, theta.dtype)])[_position_in_theta(self.k)]
 
     def host_factor(self, theta: np.ndarray) -> np.ndarray:
         """`factor` in NumPy: on the host it saves a dozen dispatches."""

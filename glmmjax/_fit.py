@@ -6,7 +6,6 @@ Works on arrays; knows no formulas and no labels. `Problem` is what a kind of mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -135,8 +134,8 @@ class Problem:
         """Point, inverse metric, carry and constant to start from; `start` as for `estimate`."""
         raise NotImplementedError
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
-        """The whole search as one compiled program; still on the device. metric: "own" or "bfgs"."""
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
+        """The whole search as one compiled program, its end as `_optimise.pack` makes it. metric: "own" or "bfgs"."""
         raise NotImplementedError
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
@@ -179,15 +178,19 @@ class Problem:
 
     def _search(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any) -> opt.Found:
         if not verbose:
-            out: opt.Found = jax.device_get(self.minimise(begin, limits, metric))
-            return out
+            packed = np.asarray(self.minimise(begin, limits, metric))
+            return opt.unpack(packed, begin.x.size, PATH_LENGTH, begin.carry)
         report = verbose if callable(verbose) else _print_progress
         state = opt.initial_state(jnp.asarray(begin.x), jnp.asarray(begin.inverse), begin.carry, PATH_LENGTH)
         while opt.is_running(state):
             state = self.advance(state, begin, limits, metric)
             report(int(state.evaluations), float(state.f), self.external(np.asarray(state.x)))
-        out = jax.device_get(opt.found(state))
+        out: opt.Found = jax.device_get(self.finish(opt.found(state)))
         return out
+
+    def finish(self, found: opt.Found) -> opt.Found:
+        """What `minimise` does to the end of its search."""
+        return found
 
     def external(self, x: np.ndarray) -> np.ndarray:
         """Internal parameters -> (theta, beta, log phi), or theta alone if `joint`."""

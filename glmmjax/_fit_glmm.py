@@ -5,7 +5,6 @@ The programs are compiled once per (family, structure, shape) and are shared by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -171,10 +170,10 @@ def run(
     hessian: str,
     joint: bool,
     path_length: int,
-) -> opt.Found:
+) -> Array:
     """The whole fit as one program (BFGS, then the Hessian)."""
     objective = make_objective(design, family, hessian, joint, constant)
-    return opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length))
+    return opt.pack(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)))
 
 
 @partial(jax.jit, static_argnames=("family", "hessian", "joint"))
@@ -243,7 +242,7 @@ class GeneralisedProblem(Problem):
         carry = Carry(u, beta_s, np.zeros((), np.int32))
         return Start(np.concatenate(x), block_diagonal(blocks), carry, begin.constant)
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         return run(begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:

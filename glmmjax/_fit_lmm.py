@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_solve, solve_triangular
 
 from . import _optimise as opt
 from ._bordered import Columns, add_at, quadratic, selected_inverse
@@ -60,11 +59,10 @@ class Carry(NamedTuple):
     """What is reported of the point last accepted."""
 
     u: Blocked  # per block (m, k)
-    beta: Any  # (p,) in the units of X
-    RX: Any  # (p, p) upper triangular, in the units of X
+    beta: Any  # (p,) in units of Xs, beyond the OLS estimate; at the end in those of X
+    schur: Any  # (p, p): R_X'R_X of Xs; at the end R_X in the units of X
     r2: Any
     fresh: Any  # 1 if the first evaluation is to be followed by an EM step, else 0
-    status: Any
 
 
 def evaluate(
@@ -90,20 +88,23 @@ def evaluate(
     weight = jnp.outer(v, v) / sigma2
     p = at.beta.shape[0]
     if p:
-        inner = cho_solve((at.L, True), jnp.eye(p, dtype=at.L.dtype))
-        weight = weight.at[:p, :p].add(reml * inner)
+        weight = weight + reml * jnp.pad(at.schur_inverse, (0, 1))
     (gradient_T,) = pull(_cotangents(selected_inverse(factor, H, plan), X, weight, plan))
     g = sum(jnp.einsum("ij,ijp->p", a, d) for a, d in zip(gradient_T, dT, strict=True))
 
     information = average_information(at, factor, T, dT, cross, reml, sigma2, plan)
-    boundary, positive = _boundary_terms(gradient_T, T, dT)
-    inverse = _regularised_inverse(information + positive)
+    G = _gradient_in_covariance(gradient_T, T)
+    hessian = information + _boundary_terms(G, dT)
+    inverse = _regularised_inverse(hessian)
+    inverse = jax.lax.cond(
+        jnp.isfinite(inverse).all(),
+        lambda: inverse,
+        lambda: _regularised_inverse(information + _boundary_terms(tuple(_positive_part(x) for x in G), dT)),
+    )
     jump = _em_step(at, T, sigma2, cross, terms)
-    RX = at.L.T @ cross.A
-    status = jnp.where(jnp.isfinite(f), 0, 3).astype(jnp.int32)
-    after = Carry(at.u, fixed_effects(at, cross), RX, at.r2, jnp.zeros_like(f), status)
+    after = Carry(at.u, at.beta, at.schur, at.r2, jnp.zeros_like(f))
     jumping = (carry.fresh > 0.0) & jnp.isfinite(jump).all()
-    return f, g, after, opt.Guide(information + boundary, inverse, jumping, jump)
+    return f, g, after, opt.Guide(hessian, inverse, jumping, jump)
 
 
 def _cotangents(S: Blocks, X: Columns, weight: Array, plan: Plan) -> tuple[Blocks, Columns]:
@@ -160,41 +161,40 @@ def average_information(
     q = quadratic(tuple(Ag), tuple(rest))
     if p:
         onto_X = quadratic(tuple(B[..., :p] for B in cross.border), tuple(rest))
-        half = solve_triangular(at.L, onto_X, lower=True)
-        q = q - half.T @ half
+        q = q - onto_X.T @ at.schur_inverse @ onto_X
     Q = sum(jnp.einsum("mk,mkp->p", x, y) for x, y in zip(c, g, strict=True))
     N = cross.n - reml * p
     return q / sigma2 - jnp.outer(Q, Q) / (sigma2 * sigma2 * N)
 
 
-def _boundary_terms(
-    gradient_T: tuple[Array, ...], T: tuple[Array, ...], dT: tuple[Array, ...]
-) -> tuple[Array, Array]:
-    """2 tr(dT_j' G dT_k), G the gradient in the covariance T T', read off the gradient in T, 2 G T.
+def _gradient_in_covariance(gradient_T: tuple[Array, ...], T: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Gradient G in the covariance T T' of each block, read off the gradient in T, which is 2 G T.
 
-    Zero at an interior optimum. Returns it, and its part with G's positive eigenvalues.
+    Zero at an interior optimum. Where T is singular it is known on T's range only.
     """
-    whole = positive = jnp.zeros((dT[0].shape[2],) * 2, dT[0].dtype)
-    for a, t, d in zip(gradient_T, T, dT, strict=True):
-        k = t.shape[0]
-        G = 0.5 * a @ jnp.linalg.solve(t.T @ t + 1e-16 * jnp.eye(k), t.T) if k > 1 else 0.5 * a * t / (t * t + 1e-16)
-        G = 0.5 * (G + G.T)
-        if k > 1:
-            values, vectors = jnp.linalg.eigh(G)
-            up = (vectors * jnp.maximum(values, 0.0)) @ vectors.T
-        else:
-            up = jnp.maximum(G, 0.0)
-        whole = whole + 2.0 * jnp.einsum("ijp,il,ljq->pq", d, G, d)
-        positive = positive + 2.0 * jnp.einsum("ijp,il,ljq->pq", d, up, d)
-    return whole, positive
+    out = []
+    for a, t in zip(gradient_T, T, strict=True):
+        inverse, _ = spd_inverse((t.T @ t + 1e-16 * jnp.eye(t.shape[0], dtype=t.dtype))[None])
+        G = 0.5 * a @ inverse[0] @ t.T
+        out.append(0.5 * (G + G.T))
+    return tuple(out)
+
+
+def _boundary_terms(G: tuple[Array, ...], dT: tuple[Array, ...]) -> Array:
+    """2 tr(dT_j' G dT_k): what the average information lacks of the Hessian."""
+    return sum((2.0 * jnp.einsum("ijp,il,ljq->pq", d, g, d) for g, d in zip(G, dT, strict=True)), start=jnp.zeros(()))
+
+
+def _positive_part(G: Array) -> Array:
+    values, vectors = jnp.linalg.eigh(G)
+    return (vectors * jnp.maximum(values, 0.0)) @ vectors.T
 
 
 def _regularised_inverse(M: Array) -> Array:
-    """Inverse of a positive semi-definite matrix, each parameter in units of its own curvature."""
+    """Inverse of a positive semi-definite matrix, each parameter in units of its own curvature; else NaN."""
     scale = 1.0 / (jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0.0)) + 1e-10)
-    A = M * jnp.outer(scale, scale) + 1e-8 * jnp.eye(M.shape[0], dtype=M.dtype)
-    L = jnp.linalg.cholesky(A)
-    return cho_solve((L, True), jnp.eye(M.shape[0], dtype=M.dtype)) * jnp.outer(scale, scale)
+    inverse, _ = spd_inverse((M * jnp.outer(scale, scale) + 1e-8 * jnp.eye(M.shape[0], dtype=M.dtype))[None])
+    return inverse[0] * jnp.outer(scale, scale)
 
 
 def _em_step(at: Profile, T: tuple[Array, ...], sigma2: Array, cross: CrossProducts, terms: tuple[Term, ...]) -> Array:
@@ -217,6 +217,16 @@ def _cross(design: Design) -> CrossProducts:
     return cross_products(design)
 
 
+@jax.jit
+def _finish(found: opt.Found, cross: CrossProducts) -> opt.Found:
+    """The end of a search with beta and R_X in the units of X."""
+    carry: Carry = found.carry
+    if not carry.beta.shape[0]:
+        return found
+    beta = fixed_effects(carry.beta, cross)
+    return found._replace(carry=carry._replace(beta=beta, schur=jnp.linalg.cholesky(carry.schur).T @ cross.A))
+
+
 def _objective(cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...], metric: str) -> opt.Objective:
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, opt.Guide | None]:
         f, g, after, guide = evaluate(x, carry, cross, reml, plan, terms)
@@ -225,21 +235,21 @@ def _objective(cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term,
     return objective
 
 
-@partial(jax.jit, static_argnames=("terms", "metric", "path_length"))
+@partial(jax.jit, static_argnames=("metric", "path_length"))
 def _run(
     x0: Array,
     inverse0: Array,
     carry0: Carry,
     limits: opt.Limits,
-    cross: CrossProducts,
+    design: Design,
     reml: Array,
-    plan: Plan,
-    terms: tuple[Term, ...],
     metric: str,
     path_length: int,
-) -> opt.Found:
-    objective = _objective(cross, reml, plan, terms, metric)
-    return opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length))
+) -> Array:
+    """The whole fit as one program: cross-products, then the search, which no longer sees the rows."""
+    cross = cross_products(design)
+    objective = _objective(cross, reml, design.plan, design.terms, metric)
+    return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
 
 
 @partial(jax.jit, static_argnames=("terms", "metric"))
@@ -276,23 +286,24 @@ class LinearProblem(Problem):
     guided = True
 
     def __init__(self, design: Design, REML: bool, exact: bool = False) -> None:
-        scaled, c = scale_z(design)
+        self._scaled, c = scale_z(design)
         self.original, self.REML, self.exact = design, REML, exact
         self.family = Gaussian()
         self.scaling = Scaling(np.eye(design.p), c, 0)
-        self._set(scaled)
+        self._cross: CrossProducts | None = None
 
-    def _set(self, scaled: Design) -> None:
-        """Take the cross-products of a design in internal units; its rows are not kept on the device."""
-        self._scaled = scaled
-        self.cross: CrossProducts = _cross(scaled)
-        self.plan: Plan = jax.device_put(scaled.plan)
+    @property
+    def cross(self) -> CrossProducts:
+        """Cross-products in internal units, on the device."""
+        if self._cross is None:
+            self._cross = _cross(self._scaled)
+        return self._cross
 
     def with_response(self, y: np.ndarray) -> LinearProblem:
         other = copy(self)
         other.original = replace(self.original, y=y)
         other._scaled = replace(self._scaled, y=y)
-        other.cross = _cross(other._scaled)
+        other._cross = None
         return other
 
     def with_criterion(self, REML: bool) -> LinearProblem:
@@ -302,12 +313,20 @@ class LinearProblem(Problem):
         return other
 
     @property
+    def _reml(self) -> np.ndarray:
+        return np.asarray(float(self.REML))
+
+    @property
     def _arguments(self) -> tuple[CrossProducts, np.ndarray, Plan, tuple[Term, ...]]:
-        return self.cross, np.asarray(float(self.REML)), self.plan, self.original.terms
+        return self.cross, self._reml, self.original.plan, self.original.terms
 
     def complete(self, estimates: Estimates, carry: Carry) -> Estimates:
         size = self.original.n - (self.original.p if self.REML else 0)
-        return replace(estimates, sigma=float(np.sqrt(carry.r2 / size)), RX=np.asarray(carry.RX))
+        return replace(estimates, sigma=float(np.sqrt(carry.r2 / size)), RX=np.asarray(carry.schur))
+
+    def finish(self, found: opt.Found) -> opt.Found:
+        out: opt.Found = _finish(found, self.cross)
+        return out
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design, p = self.original, self.original.p
@@ -321,14 +340,13 @@ class LinearProblem(Problem):
             for t in design.terms
         ]
         u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
-        zero = np.zeros(())
         fresh = np.asarray(float("theta" not in start))
-        carry = Carry(u, np.zeros(p), np.zeros((p, p)), zero, fresh, np.zeros((), np.int32))
+        carry = Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), fresh)
         return Start(x, block_diagonal(metric), carry, 0.0)
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         limits = self._limits(limits, metric)
-        return _run(begin.x, begin.inverse, begin.carry, limits, *self._arguments, metric, PATH_LENGTH)
+        return _run(begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml, metric, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

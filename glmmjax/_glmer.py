@@ -250,9 +250,8 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
 
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
     """See `MixedModel.update`."""
-    from ._parse import update as update_formula
-
     from ._lmer import lmer
+    from ._parse import update as update_formula
 
     spec = model._spec
     arguments = dict(spec.arguments)

@@ -305,7 +305,7 @@ def minimise(
 
 
 class Found(NamedTuple):
-    """End of a search. Its numbers travel to the host as one array: each transfer costs as much as a small fit."""
+    """End of a search."""
 
     x: Any  # (P,)
     g: Any  # (P,)
@@ -351,6 +351,26 @@ def found(s: State) -> Found:
     numbers = (s.f, s.decrement, s.status, s.evaluations, s.search_evaluations, s.inner)
     packed = jnp.stack([jnp.asarray(v, s.x.dtype) for v in numbers])
     return Found(s.x, s.g, s.inverse, s.hessian, s.carry, s.path, packed)
+
+
+def pack(out: Found) -> Array:
+    """Everything the host needs as one array: each separate transfer costs as much as a small fit's evaluation."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(out.x.dtype) for leaf in jax.tree.leaves(out)])
+
+
+def unpack(packed: np.ndarray, P: int, path_length: int, carry: Any) -> Found:
+    """Inverse of `pack`; `carry` has the structure, shapes and types of the carry."""
+    like = Found(
+        *[np.empty(shape) for shape in ((P,), (P,), (P, P), (P, P))], carry, np.empty((path_length, P + 2)), np.empty(6)
+    )
+    leaves, tree = jax.tree.flatten(like)
+    out, at = [], 0
+    for leaf in leaves:
+        size = int(np.prod(leaf.shape))
+        out.append(packed[at : at + size].reshape(leaf.shape).astype(leaf.dtype, copy=False))
+        at += size
+    found: Found = jax.tree.unflatten(tree, out)
+    return found
 
 
 def is_running(s: State) -> bool:

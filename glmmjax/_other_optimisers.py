@@ -38,9 +38,7 @@ class _Counted:
         return np.asarray(self.x0 + self.root @ z)
 
 
-def search(
-    problem: Problem, optimizer: Any, begin: Start, tol: float, max_evaluations: int
-) -> tuple[np.ndarray, int]:
+def search(problem: Problem, optimizer: Any, begin: Start, tol: float, max_evaluations: int) -> tuple[np.ndarray, int]:
     """Minimise the deviance from a start.
 
     Returns the point found and the number of evaluations. Whether it is a minimum is judged by the caller.
@@ -104,9 +102,7 @@ def _optax(c: _Counted, optimizer: Any, tol: float, limit: int) -> np.ndarray:
 
     @jax.jit
     def update(z: Array, state: Any, f: Array, g: Array, carry: Any) -> tuple[Array, Any]:
-        updates, state = transformation.update(
-            g, state, z, value=f, grad=g, value_fn=partial(deviance, carry=carry)
-        )
+        updates, state = transformation.update(g, state, z, value=f, grad=g, value_fn=partial(deviance, carry=carry))
         return optax.apply_updates(z, updates), state
 
     z = jnp.zeros_like(x0)

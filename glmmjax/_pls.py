@@ -23,7 +23,7 @@ from jax import Array
 
 from ._bordered import bordered
 from ._design import Design, Term, factors_of, u_from_blocks
-from ._linalg import Blocks, penalised, segment_sum, weighted_products
+from ._linalg import Blocks, penalised, segment_sum, spd_inverse, weighted_products
 from ._objective import warn_if_single_precision
 from ._symbolic import Plan
 
@@ -95,7 +95,8 @@ class Profile(NamedTuple):
     r2: Array  # penalised weighted residual sum of squares
     beta: Array  # (p,) beyond beta_ols
     u: tuple[Array, ...]  # per block (m, k)
-    L: Array  # (p, p) lower triangular, L L' = R_X'R_X of Xs
+    schur: Array  # (p, p): R_X'R_X of Xs
+    schur_inverse: Array  # (p, p)
 
 
 def scale_border(T: tuple[Array, ...], cross: CrossProducts) -> tuple[Array, ...]:
@@ -104,17 +105,17 @@ def scale_border(T: tuple[Array, ...], cross: CrossProducts) -> tuple[Array, ...
 
 
 def reduce_gram(logdet: Array, quadratic: Array, X: tuple[Array, ...], cross: CrossProducts) -> Profile:
-    """Finish the elimination: the Cholesky factor of [Xs y]'W[Xs y] - B'H^-1 B is [R_X, R_X beta; 0, r]'."""
+    """Finish the elimination: [Xs y]'W[Xs y] - B'H^-1 B is [R_X'R_X, R_X'R_X beta; ., r^2 + beta'R_X'R_X beta]."""
     p = cross.gram.shape[0] - 1
     reduced = cross.gram - quadratic
-    L, right, r2 = reduced[:p, :p], reduced[:p, p], reduced[p, p]
+    schur, right, r2 = reduced[:p, :p], reduced[:p, p], reduced[p, p]
     if not p:
-        return Profile(logdet, jnp.zeros_like(r2), r2, right, tuple(x[..., 0] for x in X), L)
-    L = jnp.linalg.cholesky(0.5 * (L + L.T))
-    half = jax.scipy.linalg.solve_triangular(L, right, lower=True)
-    beta = jax.scipy.linalg.solve_triangular(L, half, lower=True, trans=1)
+        return Profile(logdet, jnp.zeros_like(r2), r2, right, tuple(x[..., 0] for x in X), schur, schur)
+    schur = 0.5 * (schur + schur.T)
+    inverse, logdet_RX = spd_inverse(schur[None])
+    beta = inverse[0] @ right
     u = tuple(x[..., p] - x[..., :p] @ beta for x in X)
-    return Profile(logdet, 2.0 * jnp.log(jnp.diagonal(L)).sum(), r2 - half @ half, beta, u, L)
+    return Profile(logdet, logdet_RX[0], r2 - right @ beta, beta, u, schur, inverse[0])
 
 
 def profile(theta: Array, cross: CrossProducts, plan: Plan, terms: tuple[Term, ...]) -> Profile:
@@ -135,11 +136,11 @@ def criterion(at: Profile, cross: CrossProducts, reml: Array | float) -> Array:
     return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
 
-def fixed_effects(at: Profile, cross: CrossProducts) -> Array:
-    """(p,) beta in the units of X."""
-    if not at.beta.shape[0]:
-        return at.beta
-    return jax.scipy.linalg.solve_triangular(cross.A, at.beta + cross.beta_ols)
+def fixed_effects(beta: Array, cross: CrossProducts) -> Array:
+    """(p,) fixed effects in the units of X, from those of Xs beyond the OLS estimate."""
+    if not beta.shape[0]:
+        return beta
+    return jax.scipy.linalg.solve_triangular(cross.A, beta + cross.beta_ols)
 
 
 class PLS(NamedTuple):
@@ -185,11 +186,11 @@ def pls(theta: Any, design: Design) -> PLS:
         at.logdet_L,
         at.logdet_RX + 2.0 * cross.log_det_A,
         at.r2,
-        fixed_effects(at, cross),
+        fixed_effects(at.beta, cross),
         u_from_blocks(at.u, design),
         jnp.sqrt(at.r2 / design.n),
         jnp.sqrt(at.r2 / (design.n - design.p)),
-        at.L.T @ cross.A,
+        jnp.linalg.cholesky(at.schur).T @ cross.A if design.p else at.schur,
     )
 
 

@@ -112,7 +112,7 @@ def _signif(values: np.ndarray, digits: int) -> list[str]:
 
 
 def method_name(ddf: str) -> str:
-    """"Satterthwaite" or "Kenward-Roger", however it was written."""
+    """ "Satterthwaite" or "Kenward-Roger", however it was written."""
     return "-".join(part.capitalize() for part in ddf.lower().split("-"))
 
 

@@ -428,7 +428,7 @@ class MixedModel:
         if type not in ("hessian", "rx"):
             raise ValueError(f"vcov type must be 'hessian' or 'rx', got {type!r}")
         if full and self.is_linear:
-            raise NotSupportedError("vcov(full=True) is not available for linear models yet; vcov() has the fixed effects")
+            raise NotSupportedError("vcov(full=True) is for generalised models; vcov() has the fixed effects")
         names = list(self._data.x_names)
         if not full:
             return pd.DataFrame(self._fixed_covariance(type), names, names)
