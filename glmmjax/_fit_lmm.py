@@ -90,7 +90,7 @@ def evaluate(
     if p:
         weight = weight + reml * jnp.pad(at.schur_inverse, (0, 1))
     (gradient_T,) = pull(_cotangents(selected_inverse(factor, H, plan), X, weight, plan))
-    g = sum(jnp.einsum("ij,ijp->p", a, d) for a, d in zip(gradient_T, dT, strict=True))
+    g = jnp.stack([(a[..., None] * d).sum((0, 1)) for a, d in zip(gradient_T, dT, strict=True)]).sum(0)
 
     information = average_information(at, factor, T, dT, cross, reml, sigma2, plan)
     G = _gradient_in_covariance(gradient_T, T)
@@ -101,10 +101,11 @@ def evaluate(
         lambda: inverse,
         lambda: _regularised_inverse(information + _boundary_terms(tuple(_positive_part(x) for x in G), dT)),
     )
-    jump = _em_step(at, T, sigma2, cross, terms)
+    jump = jax.lax.cond(
+        carry.fresh > 0.0, lambda: _em_step(at, T, sigma2, cross, terms), lambda: jnp.full_like(theta, jnp.nan)
+    )
     after = Carry(at.u, at.beta, at.schur, at.r2, jnp.zeros_like(f))
-    jumping = (carry.fresh > 0.0) & jnp.isfinite(jump).all()
-    return f, g, after, opt.Guide(hessian, inverse, jumping, jump)
+    return f, g, after, opt.Guide(hessian, inverse, jnp.isfinite(jump).all(), jump)
 
 
 def _cotangents(S: Blocks, X: Columns, weight: Array, plan: Plan) -> tuple[Blocks, Columns]:
@@ -151,18 +152,19 @@ def average_information(
     taken = _times(cross.blocks, b, plan)
     # c = Z'P y; V_j P y = Z g_j
     c = [B[..., p] - B[..., :p] @ at.beta - x[..., 0] for B, x in zip(cross.border, taken, strict=True)]
-    g = [
-        jnp.einsum("ijp,mj->mip", d, u) + jnp.einsum("ij,ljp,ml->mip", t, d, x)
-        for d, u, t, x in zip(dT, at.u, T, c, strict=True)
-    ]
+    # broadcast sums instead of matrix products: small, and fused by XLA
+    g = []
+    for d, u, t, x in zip(dT, at.u, T, c, strict=True):
+        dx = (d[None] * x[:, :, None, None]).sum(1)  # dT_j' c, (m, k, P)
+        g.append((d[None] * u[:, None, :, None]).sum(2) + small_matmul(t[None], dx))
     Ag = _times(cross.blocks, g, plan)
-    s = solve(factor, tuple(jnp.einsum("ij,mip->mjp", t, x) for t, x in zip(T, Ag, strict=True)), plan)
-    rest = [x - jnp.einsum("ij,mjp->mip", t, y) for x, t, y in zip(g, T, s, strict=True)]
+    s = solve(factor, tuple(small_matmul(t.T[None], x) for t, x in zip(T, Ag, strict=True)), plan)
+    rest = [x - small_matmul(t[None], y) for x, t, y in zip(g, T, s, strict=True)]
     q = quadratic(tuple(Ag), tuple(rest))
     if p:
         onto_X = quadratic(tuple(B[..., :p] for B in cross.border), tuple(rest))
         q = q - onto_X.T @ at.schur_inverse @ onto_X
-    Q = sum(jnp.einsum("mk,mkp->p", x, y) for x, y in zip(c, g, strict=True))
+    Q = jnp.stack([(x[:, :, None] * y).sum((0, 1)) for x, y in zip(c, g, strict=True)]).sum(0)
     N = cross.n - reml * p
     return q / sigma2 - jnp.outer(Q, Q) / (sigma2 * sigma2 * N)
 
