@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import datasets as datasets
     from . import families as families
     from . import links as links
+    from ._anova import anova as anova
     from ._control import Control as Control
     from ._covariance import Diagonal as Diagonal
     from ._covariance import Unstructured as Unstructured
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ._pirls import pirls as pirls
     from ._pls import lmm_deviance as lmm_deviance
     from ._pls import pls as pls
+    from ._structure import Structure as Structure
+    from ._structure import structure as structure
     from .links import Link as Link
     from .results import MixedModel as MixedModel
     from .results import VarCorr as VarCorr
@@ -49,6 +52,9 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "pirls": ("_pirls", "pirls"),
     "lmm_deviance": ("_pls", "lmm_deviance"),
     "pls": ("_pls", "pls"),
+    "anova": ("_anova", "anova"),
+    "structure": ("_structure", "structure"),
+    "Structure": ("_structure", "Structure"),
     "Control": ("_control", "Control"),
     "Design": ("_design", "Design"),
     "Unstructured": ("_covariance", "Unstructured"),

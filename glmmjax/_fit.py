@@ -184,7 +184,10 @@ class Problem:
         state = opt.initial_state(jnp.asarray(begin.x), jnp.asarray(begin.inverse), begin.carry, PATH_LENGTH)
         while opt.is_running(state):
             state = self.advance(state, begin, limits, metric)
-            report(int(state.evaluations), float(state.f), self.external(np.asarray(state.x)))
+            best = float(state.f)
+            if not np.isfinite(best):  # nothing accepted yet: what was evaluated
+                best = float(state.path[0, -2])
+            report(int(state.evaluations), best, self.external(np.asarray(state.x)))
         out: opt.Found = jax.device_get(self.finish(opt.found(state)))
         return out
 
@@ -242,8 +245,7 @@ def estimate(
     if outside:
         from ._other_optimisers import search
 
-        x, extra = search(problem, optimizer, begin, tol, max_evaluations)
-        begin = begin._replace(x=x)
+        begin, extra = search(problem, optimizer, begin, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
     state = problem.run(begin, limits, metric, verbose)
     state, restarts, more = _leave_saddles(problem, begin, state, limits, metric, verbose)

@@ -131,7 +131,14 @@ def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> 
         after = _search(s, f, g, carry, finite, inverse0, limits, guide)
         if guide is None:
             return after
-        jumped = s._replace(trial=guide.jump, carry=carry, hint=carry, search_evaluations=s.search_evaluations + 1)
+        row = jnp.concatenate([s.trial, jnp.stack([f, jnp.full_like(f, jnp.inf)])])
+        jumped = s._replace(
+            trial=guide.jump,
+            carry=carry,
+            hint=carry,
+            search_evaluations=s.search_evaluations + 1,
+            path=s.path.at[s.search_evaluations].set(row, mode="drop"),
+        )
         return jax.tree.map(lambda a, b: jnp.where(guide.jumping & finite, a, b), jumped, after)
 
     return jax.lax.cond(s.phase == _SEARCH, search, lambda: _difference(s, g, carry, finite, limits))

@@ -38,10 +38,10 @@ class _Counted:
         return np.asarray(self.x0 + self.root @ z)
 
 
-def search(problem: Problem, optimizer: Any, begin: Start, tol: float, max_evaluations: int) -> tuple[np.ndarray, int]:
+def search(problem: Problem, optimizer: Any, begin: Start, tol: float, max_evaluations: int) -> tuple[Start, int]:
     """Minimise the deviance from a start.
 
-    Returns the point found and the number of evaluations. Whether it is a minimum is judged by the caller.
+    Returns the point found, as a start, and the number of evaluations. Whether it is a minimum is judged by the caller.
     """
     counted = _Counted(problem, begin)
     if optimizer == "newton":
@@ -50,7 +50,7 @@ def search(problem: Problem, optimizer: Any, begin: Start, tol: float, max_evalu
         z = _cobyqa(counted, max_evaluations)
     else:
         z = _optax(counted, optimizer, tol, max_evaluations)
-    return counted.x(z), counted.evaluations
+    return begin._replace(x=counted.x(z), carry=counted.carry), counted.evaluations
 
 
 def _newton(c: _Counted, tol: float, limit: int) -> np.ndarray:

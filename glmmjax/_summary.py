@@ -133,7 +133,8 @@ def stars(p: float) -> str:
     return ""
 
 
-def _columns(rows: list[list[str]], right: list[bool]) -> list[str]:
+def columns_text(rows: list[list[str]], right: list[bool]) -> list[str]:
+    """Lines of a table whose cells are aligned, those of `right` columns to the right."""
     widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
     return [
         " ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
@@ -162,7 +163,7 @@ def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
     if residual:
         row = ["Residual", ""] + ([variances[i]] if variance else []) + [sds[i]]
         rows.append(row + [""] * (len(header) - len(row)))
-    return "\n".join(" " + line for line in _columns(rows, [False, False] + [True] * (len(header) - 2)))
+    return "\n".join(" " + line for line in columns_text(rows, [False, False] + [True] * (len(header) - 2)))
 
 
 _TITLE = {
@@ -295,7 +296,7 @@ class Summary:
         rows = [["", *short[:-1]]]
         for i in range(1, len(names)):
             rows.append([label[i]] + [f"{corr[i, j]:.3f}" if j < i else "" for j in range(len(names) - 1)])
-        return ["", "Correlation of Fixed Effects:", *_columns(rows, [False] + [True] * (len(names) - 1))]
+        return ["", "Correlation of Fixed Effects:", *columns_text(rows, [False] + [True] * (len(names) - 1))]
 
     def __str__(self) -> str:
         m = self.model
@@ -308,7 +309,7 @@ class Summary:
         title = "Fixed effects:" if self.method is None else f"Fixed effects ({self.method}'s method):"
         starred = rows[0][-1] == ""
         right = [False] + [True] * (len(rows[0]) - 1 - starred) + [False] * starred
-        lines += ["", title, *_columns(rows, right)]
+        lines += ["", title, *(columns_text(rows, right) if len(rows) > 1 else ["(none)"])]
         if starred and any(row[-1] for row in rows[1:]):
             lines += ["---", "Signif. codes:  0 '***' 0.001 '**' 0.01 '*' 0.05 '.' 0.1 ' ' 1"]
         if self.correlation:
