@@ -4,11 +4,11 @@ Both need how the covariance of the fixed effects moves with the variance parame
 and the curvature of the criterion, from automatic differentiation; Kenward and Roger's closed forms are sums
 over levels of cross-products, so that no matrix over the n rows is ever made.
 
-Sources: Kuznetsova, Brockhoff & Christensen 2017, J. Stat. Softw. 82(13) (lmerTest); Halekoh & Hojsgaard 2014,
+Sources: Kuznetsova, Brockhoff & Christensen 2017, J. Stat. Softw. 82(13) (lmerTest); Halekoh & Højsgaard 2014,
 J. Stat. Softw. 59(9) (pbkrtest); Kenward & Roger 1997, Biometrics 53; Fai & Cornelius 1996, J. Stat. Comput.
-Simul. 54. What is computed is what lmerTest 3.1 and pbkrtest 0.5 define, with these differences: prior weights are taken
-into account by Kenward-Roger (pbkrtest takes all of them as 1); `a` is contained in `a:b` also where `b` is not a
-term of the model (lmerTest then tests `a` at the first level of `b`).
+Simul. 54. What is computed is what lmerTest 3.1 and pbkrtest 0.5 define, but for two things: Kenward-Roger knows prior
+weights (pbkrtest takes all of them as 1), and `a` is contained in `a:b` also where `b` is not a term of the model
+(lmerTest then tests `a` at the first level of `b`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ METHODS = {"satterthwaite": "Satterthwaite", "kenward-roger": "Kenward-Roger"}
 MAX_DENSE = 6000
 #: Dense remainder up to which second derivatives are exact; beyond, one gradient is cheaper to compile and to run.
 MAX_EXACT = 256
-#: Step of the differences then, in standard errors of theta: relative error 3e-8.
+#: Step of the differences then, in standard errors of theta (1 at most): relative error 3e-8.
 STEP = 1e-3
-#: Longest step, in units of theta scaled by its design; reached where the criterion is flat.
-LONGEST_STEP = 1e-3
 #: Eigenvalues of a Hessian up to this part of the largest are noise; lmerTest's bound is absolute.
 FLAT = 1e-10
 #: Entries of estimable functions below this, columns scaled to at most 1, are rounding.
 ROUNDING = 1e-9
+
+
+_Moving = tuple[Array, Array]
 
 
 class ContrastTest(NamedTuple):
@@ -78,10 +79,7 @@ class _Method(Protocol):
 
 
 # -------------------- Satterthwaite
-@partial(jax.jit, static_argnames=("terms",))
-def _gradient(
-    theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
-) -> tuple[Array, Array]:
+def _gradient(theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]) -> _Moving:
     """Gradient of the profiled criterion (t,), and the covariance of beta (p, p) with sigma profiled out."""
 
     def value(theta: Array) -> tuple[Array, Array]:
@@ -94,45 +92,54 @@ def _gradient(
 
 
 @partial(jax.jit, static_argnames=("terms",))
-def _second(
+def _exact(
     theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
-) -> tuple[Array, Array]:
-    """Hessian of the profiled criterion (t, t), and the derivative of the covariance of beta (p, p, t)."""
-    return jax.jacfwd(_gradient)(theta, cross, reml, plan, terms)
+) -> tuple[_Moving, Array]:
+    """Derivatives of what `_gradient` returns, theta last, and the covariance of beta."""
+
+    def twice(theta: Array) -> tuple[_Moving, Array]:
+        out = _gradient(theta, cross, reml, plan, terms)
+        return out, out[1]
+
+    derivatives, covariance = jax.jacfwd(twice, has_aux=True)(theta)
+    return derivatives, covariance
+
+
+_compiled_gradient = jax.jit(_gradient, static_argnames=("terms",))
+
+
+def _by_differences(theta: np.ndarray, steps: np.ndarray, *data: Any) -> tuple[Any, Any]:
+    """`_exact` by central differences."""
+    columns = []
+    for e in np.diag(steps):
+        up, down = (_compiled_gradient(theta + d, *data) for d in (e, -e))
+        columns.append([(np.asarray(a) - np.asarray(b)) / (2.0 * e.sum()) for a, b in zip(up, down, strict=True)])
+    derivatives = tuple(np.stack(c, axis=-1) for c in zip(*columns, strict=True))
+    return derivatives, _compiled_gradient(theta, *data)[1]
 
 
 class Satterthwaite:
     """Degrees of freedom 2 v^2 / Var(v), v the variance of a contrast, by the delta method.
 
-    With sigma profiled out of criterion and variance alike, Var(v) = v' A v' + 2 v^2 / N: A is twice the inverse Hessian
-    of the profiled criterion in theta, v' the derivative of the profiled variance, and N is n, or n - p by
-    REML. That is the partitioned inverse of the Hessian over (theta, log sigma) that lmerTest takes.
+    With sigma profiled out of criterion and variance alike, Var(v) = v' A v' + 2 v^2 / N: A is twice the inverse
+    Hessian of the profiled criterion in theta, v' the derivative of the profiled variance, and N is n, or n - p by
+    REML. That is the partitioned inverse of the Hessian over (theta, log sigma), lmerTest's parameters.
 
-    At a singular fit the Hessian can have directions without positive curvature (a correlation of two
-    variances that are 0): these are left out, as lmerTest does.
+    At a singular fit the Hessian can have directions without positive curvature (which of several factors of one
+    singular covariance is taken, say): they are left out, A being a pseudo-inverse, as in lmerTest.
     """
 
     def __init__(self, model: MixedModel, exact: bool | None = None) -> None:
         problem = _problem(model)
-        cross, reml, plan, terms = problem._arguments
         theta = problem.scaling.c * model.theta
-        if exact is None:
-            exact = plan.size <= MAX_EXACT
         with persistent_cache(), x64():
-            _, self.covariance = (np.asarray(x) for x in _gradient(theta, cross, reml, plan, terms))
-            if exact:
-                H, self.slopes = (np.asarray(x) for x in _second(theta, cross, reml, plan, terms))
+            data: Any = problem._arguments
+            if problem.original.plan.size <= MAX_EXACT if exact is None else exact:
+                found = _exact(theta, *data)
             else:
                 curvature = np.diag(model._estimates.hessian) / problem.scaling.c**2
-                steps = STEP / np.sqrt(np.maximum(curvature, (STEP / LONGEST_STEP) ** 2))
-                rows = []
-                for i, h in enumerate(steps):
-                    e = np.zeros(theta.size)
-                    e[i] = h
-                    up, down = (_gradient(theta + s, cross, reml, plan, terms) for s in (e, -e))
-                    rows.append([(np.asarray(a) - np.asarray(b)) / (2.0 * h) for a, b in zip(up, down, strict=True)])
-                H = np.stack([r[0] for r in rows], axis=-1)
-                self.slopes = np.stack([r[1] for r in rows], axis=-1)
+                found = _by_differences(theta, STEP / np.sqrt(np.maximum(curvature, 1.0)), *data)
+            (H, self.slopes), self.covariance = jax.tree.map(np.asarray, found)
         values, vectors = np.linalg.eigh(0.5 * (H + H.T))
         up = values > max(1e-8, FLAT * values[-1])
         self.of_theta = 2.0 * (vectors[:, up] / values[up]) @ vectors[:, up].T
@@ -153,7 +160,7 @@ class Satterthwaite:
 
 
 def _mean_df(nu: np.ndarray) -> float:
-    """Denominator df of an F that is the mean of squared t with df nu; 2 where one of several has no mean (lmerTest)."""
+    """Denominator df of an F that is the mean of squared t with df nu; 2 where one has no mean (lmerTest)."""
     if (np.abs(np.diff(nu)) < 1e-8).all():
         return float(nu.mean())
     if (nu <= 2.0).any():
@@ -166,9 +173,9 @@ def _mean_df(nu: np.ndarray) -> float:
 class KenwardRoger:
     """Kenward and Roger's adjusted covariance of beta and scaled F.
 
-    V = sigma^2 (W^-1 + sum_i gamma_i G_i), gamma the distinct entries of the terms' covariances; each G_i is Z E_i Z' with
-    a 0/1 pattern E_i that is the same for every level. All that is needed follows from K = Z'V^-1 Z, C = Z'V^-1 X and
-    M = X'V^-1 X at sigma = 1. As W^-1 = V - sum_i gamma_i G_i, and nothing changes under a linear change of
+    V = sigma^2 (W^-1 + sum_i gamma_i G_i), gamma the distinct entries of the terms' covariances, G_i = Z E_i Z' with a
+    0/1 pattern E_i that is the same for every level. All that is needed follows from K = Z'V^-1 Z, C = Z'V^-1 X
+    and M = X'V^-1 X at sigma = 1. As W^-1 = V - sum_i gamma_i G_i, and nothing changes under a linear change of
     parameters, V itself stands for the derivative in sigma^2: its products are M, C and n.
 
     K is block diagonal over the levels of a single grouping factor, and dense (q, q) for several.
@@ -180,7 +187,7 @@ class KenwardRoger:
         problem = _problem(model)
         design = problem.original
         with persistent_cache(), x64():
-            cross: CrossProducts = jax.tree.map(np.asarray, problem.cross)
+            cross: Any = jax.tree.map(np.asarray, problem.cross)
         p = design.p
         S = _covariances(problem.scaling.c * model.theta, design, [A.shape[-1] for A in cross.blocks.diagonal])
         A, B, positions = _stacked(cross, design, model)  # (b, r, r), (b, r, p)
@@ -225,12 +232,13 @@ class KenwardRoger:
                 trace[i, j] = trace[j, i] = np.vdot(left, right)
         PhiP = Phi @ P
         information = trace - 2.0 * np.einsum("ab,ijab->ij", Phi, Q) + np.einsum("iab,jba->ij", PhiP, PhiP)
-        scale = 1.0 / np.sqrt(np.diag(information))
+        seen = np.diag(information) > 1e-10 * np.diag(trace)  # else X explains all that the term could
+        scale = np.where(seen, 1.0 / np.sqrt(np.where(seen, np.diag(information), 1.0)), 0.0)
         W = 2.0 * np.linalg.pinv(information * np.outer(scale, scale), 1e-10, hermitian=True) * np.outer(scale, scale)
         U = np.einsum("ij,ijab->ab", W, Q) - np.einsum("ij,iab,jbc->ac", W, P, PhiP)
         self.covariance = sigma2 * Phi
         self.adjusted = sigma2 * (Phi + Phi @ (U + U.T) @ Phi)
-        self.W, self.half = W, np.einsum("iab,bc->iac", PhiP, M @ self.covariance)  # Phi P_i Phi, sigma^2 once
+        self.W, self.half = W, PhiP @ self.covariance
 
     def single(self, row: np.ndarray) -> tuple[float, float]:
         return float(row @ self.adjusted @ row), self._df(row[None])[0]
@@ -272,9 +280,7 @@ def _covariances(theta: np.ndarray, design: Design, widths: list[int]) -> list[n
     return out
 
 
-def _stacked(
-    cross: CrossProducts, design: Design, model: MixedModel
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _stacked(cross: Any, design: Design, model: MixedModel) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Z'WZ and Z'W Xs: (m, k, .) for one grouping factor; else (1, q, .), with the position of each (level, column)."""
     p, diagonal = design.p, cross.blocks.diagonal
     if len(diagonal) == 1:
@@ -282,7 +288,7 @@ def _stacked(
     q = design.q
     if q > MAX_DENSE:
         raise NotSupportedError(
-            f"ddf='Kenward-Roger' needs a dense matrix over the {q:,} random effects of crossed or nested grouping factors "
+            f"ddf='Kenward-Roger' needs a dense matrix over the {q:,} random effects of several grouping factors "
             f"({', '.join(model.ngrps)}); the limit is {MAX_DENSE:,}: use ddf='Satterthwaite'"
         )
     A, positions, start = np.zeros((q, q)), [], 0
@@ -330,15 +336,14 @@ def hypotheses(model: MixedModel, type: int | str = 3) -> dict[str, pd.DataFrame
         raise ValueError(f"type must be 1, 2 or 3, got {type!r}")
     data = model._data
     assign = np.asarray(data.assign)
-    made = (_sequential, _type_two, _type_three)[kind - 1](model, assign)
-    return {
-        label: pd.DataFrame(L, columns=list(data.x_names)) for label, L in zip(data.term_labels, made, strict=True)
-    }
-
-
-def _sequential(model: MixedModel, assign: np.ndarray) -> list[np.ndarray]:
-    L = _doolittle(model._data.X)
-    return [L[assign == t] for t in range(1, len(model._data.term_labels) + 1)]
+    if len(data.term_labels) == 1:  # one hypothesis, but Fai & Cornelius's df can depend on its basis: lmerTest's
+        kind = 1
+    if kind == 1:
+        L = _doolittle(data.X)
+        made = [L[assign == t] for t in range(1, len(data.term_labels) + 1)]
+    else:
+        made = (_type_two if kind == 2 else _type_three)(model, assign)
+    return {label: pd.DataFrame(L, columns=list(data.x_names)) for label, L in zip(data.term_labels, made, strict=True)}
 
 
 def _doolittle(X: np.ndarray) -> np.ndarray:
@@ -352,9 +357,7 @@ def _containing(model: MixedModel) -> list[list[int]]:
     spec = model._data._fixed
     codes = spec.terms.codes
     numeric = sum(1 << i for i, c in spec.coded.items() if c.kind == "numeric")
-    return [
-        [u for u, d in enumerate(codes, start=1) if c & d == c != d and c & numeric == d & numeric] for c in codes
-    ]
+    return [[u for u, d in enumerate(codes, start=1) if c & d == c != d and c & numeric == d & numeric] for c in codes]
 
 
 def _type_two(model: MixedModel, assign: np.ndarray) -> list[np.ndarray]:
@@ -398,6 +401,8 @@ def _type_three(model: MixedModel, assign: np.ndarray) -> list[np.ndarray]:
             rest[np.abs(rest) < ROUNDING * np.abs(L[:, own]).max()] = 0.0
             L[:, own] = rest
     translate = on_X(model._data.X, np.abs(model._data.X).max(axis=0))
+    if not np.allclose(X @ translate, model._data.X):
+        raise ValueError("the data have changed since the fit; fit again, or use type 1 or 2")
     out = []
     for t in range(1, len(containing) + 1):
         rows = L[np.ix_(kept, term == t)].T
@@ -467,7 +472,9 @@ def _method(model: MixedModel, ddf: str) -> _Method:
 
 
 def _in_units_of_Xs(L: np.ndarray, model: MixedModel) -> np.ndarray:
-    return np.linalg.solve(np.asarray(_problem(model).cross.A).T, L.T).T
+    with x64():
+        A = np.asarray(_problem(model).cross.A)
+    return np.linalg.solve(A.T, L.T).T
 
 
 def coefficient_table(model: MixedModel, ddf: str) -> pd.DataFrame:
@@ -486,8 +493,8 @@ def coefficient_table(model: MixedModel, ddf: str) -> pd.DataFrame:
     variance, df = np.array([method.single(row) for row in rows]).T
     se = np.sqrt(variance)
     t = model.beta / se
-    columns = {"estimate": model.beta, "std_error": se, "df": df, "statistic": t, "p_value": 2.0 * stdtr(df, -np.abs(t))}
-    return pd.DataFrame(columns, index=list(model._data.x_names))
+    columns = {"estimate": model.beta, "std_error": se, "df": df, "statistic": t}
+    return pd.DataFrame({**columns, "p_value": 2.0 * stdtr(df, -np.abs(t))}, index=list(model._data.x_names))
 
 
 def contrast_test(model: MixedModel, L: Any, ddf: str = "satterthwaite") -> ContrastTest:
@@ -544,9 +551,7 @@ def anova_table(model: MixedModel, type: int | str = 3, ddf: str = "satterthwait
             rows.append([np.nan] * 6)
             continue
         test = contrast_test(model, L, ddf)
-        rows.append(
-            [test.num_df * test.mean_sq, test.mean_sq, test.num_df, test.den_df, test.f_value, test.p_value]
-        )
+        rows.append([test.num_df * test.mean_sq, test.mean_sq, test.num_df, test.den_df, test.f_value, test.p_value])
     names = ["Sum Sq", "Mean Sq", "NumDF", "DenDF", "F value", "Pr(>F)"]
     table = pd.DataFrame(np.reshape(rows, (-1, 6)), index=list(tested), columns=names)
     roman = {"1": "I", "2": "II", "3": "III"}.get(str(type), str(type))

@@ -115,9 +115,12 @@ def stub(monkeypatch):
     )
     model = SimpleNamespace(
         fixef=pd.Series([1.5, -2.0], terms),
-        bse=pd.Series([0.5, np.nan], terms),
-        zvalues=pd.Series([3.0, np.nan], terms),
-        pvalues=pd.Series([0.003, np.nan], terms),
+        coefficients=lambda ddf: pd.DataFrame(
+            {"estimate": [1.5, -2.0], "std_error": [0.5, np.nan], "statistic": [3.0, np.nan], "p_value": [0.003, np.nan]},
+            terms,
+        ),
+        is_linear=False,
+        sigma=1.0,
         nAGQ=1,
         family=SimpleNamespace(name="binomial", link=SimpleNamespace(name="logit")),
         VarCorr=lambda: SimpleNamespace(to_frame=lambda: rows),
@@ -131,7 +134,7 @@ def stub(monkeypatch):
         converged=np.True_,
         is_singular=np.False_,
         fit_stats=SimpleNamespace(evaluations=7),
-        summary=lambda: "the summary",
+        summary=lambda ddf: "the summary",
     )
 
     def glmer(formula, data, **options):
@@ -167,7 +170,7 @@ def test_json_has_null_where_there_is_no_number(capsys, stub):
     got = fit_json(capsys, CBPP, "cbpp")
     assert got["messages"] == ["the fit is singular"]
     assert got["BIC"] is None and got["logLik"] == -10.0
-    empty = {"std_error": None, "statistic": None, "p_value": None}
+    empty = {"std_error": None, "statistic": None, "df": None, "p_value": None}
     assert got["fixef"][1] == {"term": "x", "estimate": -2.0, **empty}
     assert got["fixef"][0]["p_value"] == 0.003
     assert got["VarCorr"][1] == {"grp": "Residual", "var1": None, "var2": None, "vcov": None, "sdcor": None}
