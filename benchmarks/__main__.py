@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import glmm_fits, memory, report
-from .cases import GLMM_FITS
+from . import glmm_fits, lmm_fits, lmm_scaling, memory, report
 from .measure import ROOT, Record, Settings, Suite, environment
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (glmm_fits.SUITE, memory.SUITE)}
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (glmm_fits.SUITE, lmm_fits.SUITE, lmm_scaling.SUITE, memory.SUITE)
+}
 
 
 def chosen(names: list[str], quick: bool) -> dict[str, list[str]]:
@@ -20,8 +21,7 @@ def chosen(names: list[str], quick: bool) -> dict[str, list[str]]:
     plan: dict[str, list[str]] = {}
     for suite in SUITES.values():
         for case in suite.cases:
-            long = case in GLMM_FITS and GLMM_FITS[case].long
-            if case in names or (not (quick and long) and (not names or suite.name in names)):
+            if case in names or (not (quick and case in suite.long) and (not names or suite.name in names)):
                 plan.setdefault(suite.name, []).append(case)
     known = {*SUITES, *(case for suite in SUITES.values() for case in suite.cases)}
     if unknown := [name for name in names if name not in known]:

@@ -27,6 +27,12 @@ class Case:
     load: Callable[[], pd.DataFrame]
     formulas: Mapping[str, str] = field(default_factory=dict)
     long: bool = False  # left out of --quick
+    REML: bool | None = None  # of linear models; None: a generalised one
+
+    @property
+    def criterion(self) -> str:
+        """What is minimised."""
+        return "REML criterion" if self.REML else "-2 log-likelihood"
 
     def formula_for(self, system: str) -> str:
         return self.formulas.get(system, self.formula)
@@ -115,6 +121,35 @@ def nested(n_a: int = 10_000, b_per_a: int = 10, rows_per_b: int = 10, seed: int
     )
 
 
+def slopes(m: int = 100_000, n: int = 1_000_000, seed: int = SEED) -> pd.DataFrame:
+    """Normal responses with correlated random intercepts and slopes; m levels of unequal sizes in random order."""
+    rng = np.random.default_rng(seed)
+    g = rng.permutation(np.concatenate([np.arange(m), rng.integers(0, m, n - m)]))  # every level has a row
+    x = rng.standard_normal(n)
+    effects = rng.standard_normal((m, 2)) @ np.array([[0.8, 0.15], [0.0, 0.4]])
+    y = 1.0 + 0.5 * x + effects[g, 0] + effects[g, 1] * x + rng.standard_normal(n)
+    levels = pd.CategoricalDtype([f"g{i}" for i in range(m)])
+    return pd.DataFrame({"y": y, "x": x, "g": pd.Categorical.from_codes(g, dtype=levels)})
+
+
+def crossed(n: int, m_a: int = 1_000, m_b: int = 50, seed: int = SEED) -> pd.DataFrame:
+    """Normal responses with two crossed factors; the same 10 m_a cells are observed whatever n."""
+    rng = np.random.default_rng(seed)
+    i = np.arange(n)
+    a = i % m_a
+    b = (7 * a + 5 * ((i // m_a) % 10)) % m_b
+    x = rng.standard_normal(n)
+    y = 1.0 + 0.5 * x + 0.8 * rng.standard_normal(m_a)[a] + 0.6 * rng.standard_normal(m_b)[b] + rng.standard_normal(n)
+    return pd.DataFrame(
+        {
+            "y": y,
+            "x": x,
+            "a": pd.Categorical.from_codes(a, dtype=pd.CategoricalDtype([f"a{j}" for j in range(m_a)])),
+            "b": pd.Categorical.from_codes(b, dtype=pd.CategoricalDtype([f"b{j}" for j in range(m_b)])),
+        }
+    )
+
+
 _X = " + ".join(f"x{j}" for j in range(1, 6))
 _CM = "age*ch + I(age^2) + urban"
 _VERBAGG = ("Anger", "Gender", "btype", "situ")
@@ -184,3 +219,61 @@ GLMM_FITS = {
         ),
     )
 }
+
+#: single fits of linear models
+LMM_FITS = {
+    case.name: case
+    for case in (
+        Case(
+            "sleepstudy",
+            "sleepstudy: random intercept and slope",
+            "Reaction ~ Days + (Days | Subject)",
+            "gaussian",
+            lambda: _bundled("sleepstudy"),
+            REML=True,
+        ),
+        Case(
+            "penicillin",
+            "Penicillin: two crossed factors",
+            "diameter ~ 1 + (1 | plate) + (1 | sample)",
+            "gaussian",
+            lambda: _bundled("penicillin"),
+            REML=True,
+        ),
+        Case(
+            "pastes",
+            "Pastes: two nested factors",
+            "strength ~ 1 + (1 | batch/cask)",
+            "gaussian",
+            lambda: _bundled("pastes"),
+            REML=True,
+        ),
+        Case(
+            "chem97",
+            "Chem97: 2,410 schools in 131 authorities",
+            "score ~ gcsecnt + (1 | lea/school)",
+            "gaussian",
+            lambda: _bundled("chem97"),
+            REML=True,
+        ),
+        Case(
+            "insteval_ml",
+            "InstEval: three crossed factors, by maximum likelihood",
+            "y ~ service + (1 | s) + (1 | d) + (1 | dept:service)",
+            "gaussian",
+            lambda: _bundled("insteval"),
+            REML=False,
+        ),
+        Case(
+            "slopes_million",
+            "correlated random slopes (simulated): 10^6 rows, 10^5 levels",
+            "y ~ x + (x | g)",
+            "gaussian",
+            slopes,
+            long=True,
+            REML=True,
+        ),
+    )
+}
+
+FITS = {**GLMM_FITS, **LMM_FITS}

@@ -49,6 +49,7 @@ class Suite:
     cases: Sequence[str]
     run: Callable[[str, Settings], list[Record]]  # one case
     report: Callable[[list[Record]], str]  # Markdown of all records
+    long: Sequence[str] = ()  # cases left out of --quick
 
 
 def repeat(call: Callable[[], Any], settings: Settings) -> dict[str, float]:
@@ -190,7 +191,7 @@ def _cpu() -> str:
 
 def environment(settings: Settings) -> dict[str, Any]:
     """Versions, hardware and threads of a run."""
-    packages = ("jax", "jaxlib", "numpy", "pandas", "glmm")
+    packages = ("jax", "jaxlib", "numpy", "pandas", "glmm", "mixedlm", "statsmodels")
     r = _output(
         "Rscript",
         "-e",

@@ -1,30 +1,38 @@
-"""The other systems: R's lme4 and the PyPI package glmm. One that is not installed is skipped, saying so."""
+"""The other systems: R's lme4, and from PyPI glmm, mixedlm and statsmodels. One not installed is skipped by name."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from .cases import GLMM_FITS, Case
-from .measure import Record, Settings, child, emit, peak_mb, python, repeat
+from .cases import FITS, Case
+from .measure import Record, Settings, child, emit, peak_mb, python, repeat, rss_mb, timing
 
-#: lme4 as it comes, and without its final finite-difference check (so without Hessian standard errors)
-LME4_VARIANTS = {"default": "glmerControl()", "calc.derivs=FALSE": "glmerControl(calc.derivs = FALSE)"}
+#: arguments of (g)lmerControl: lme4 as it comes, and without its final finite-difference check (on which the
+#: standard errors of glmer are based, those of lmer are not)
+LME4_VARIANTS = {"default": "", "calc.derivs=FALSE": "calc.derivs = FALSE"}
+
+#: Makes one fit of (case, data), and reads a record from the result.
+Peer = tuple[Callable[[Case, pd.DataFrame], Any], Callable[[Any], Record]]
 
 _LME4 = r"""
 arguments <- commandArgs(trailingOnly = TRUE)
 folder <- arguments[1]; repeats <- as.integer(arguments[2]); minimum <- as.integer(arguments[3])
-budget <- as.numeric(arguments[4]); form <- as.formula(arguments[5]); family <- arguments[6]
+budget <- as.numeric(arguments[4]); form <- as.formula(arguments[5])
+family <- arguments[6]; REML <- arguments[6] == "REML"
 suppressPackageStartupMessages(library(lme4))
 data <- read.csv(file.path(folder, "data.csv"), check.names = FALSE)
 for (file in list.files(folder, pattern = "[.]levels$")) {
@@ -33,22 +41,27 @@ for (file in list.files(folder, pattern = "[.]levels$")) {
 }
 quoted <- function(x) paste0('"', gsub('"', "'", gsub("[\n\\\\]", " ", x)), '"')
 clock <- function() as.numeric(Sys.time())
+resident <- function(field) {  # MB of this process; Linux only
+  lines <- tryCatch(readLines("/proc/self/status"), error = function(e) "", warning = function(w) "")
+  as.numeric(sub("[^0-9]*([0-9]+).*", "\\1", grep(paste0("^", field, ":"), lines, value = TRUE))) / 1024
+}
+before <- resident("VmRSS")
 emit <- function(variant, status, m, times) {
   messages <- paste(unlist(m@optinfo$conv$lme4$messages), collapse = "; ")
   if (isSingular(m)) messages <- paste(c("singular", messages[messages != ""]), collapse = "; ")
+  peak <- resident("VmHWM")
+  memory <- if (length(peak)) sprintf(', "memory": {"before": %.1f, "peak": %.1f}', before, peak) else ""
   cat(sprintf(paste0('RECORD {"variant": %s, "status": %s, "objective": %.15g, "converged": %s, ',
-                     '"message": %s, "evaluations": %d, "rows": %d, "times": {%s}}\n'),
+                     '"message": %s, "evaluations": %d, "rows": %d, "times": {%s}%s}\n'),
               quoted(variant), quoted(status), -2 * as.numeric(logLik(m)),
               if (messages == "") "true" else "false",
-              quoted(messages), as.integer(m@optinfo$feval), nobs(m), times))
+              quoted(messages), as.integer(m@optinfo$feval), nobs(m), times, memory))
   flush(stdout())
 }
 entry <- function(name, x) sprintf('"%s": {"median": %.6g, "min": %.6g, "max": %.6g, "repeats": %d}',
                                    name, median(x), min(x), max(x), length(x))
-variants <- list(VARIANTS)
-for (variant in names(variants)) {
-  fit <- function() suppressMessages(suppressWarnings(
-    glmer(form, data, family = family, control = variants[[variant]])))
+for (variant in VARIANT) {
+  fit <- function() suppressMessages(suppressWarnings(FIT))
   began <- clock(); m <- fit(); first <- clock() - began
   emit(variant, "running", m, entry("first", first))
   # a fit that takes minutes is not repeated: its first run is also its warm one
@@ -72,10 +85,6 @@ def lme4_available() -> str:
     return "" if subprocess.run(probe, capture_output=True).returncode == 0 else "lme4 is not installed"
 
 
-def glmm_available() -> str:
-    return "" if importlib.util.find_spec("glmm") else "glmm is not installed"
-
-
 def write_for_r(data: pd.DataFrame, folder: Path) -> None:
     """data.csv, and for each categorical column its levels in order, one a line."""
     data.to_csv(folder / "data.csv", index=False)
@@ -86,7 +95,7 @@ def write_for_r(data: pd.DataFrame, folder: Path) -> None:
 
 
 def lme4(case: Case, settings: Settings) -> list[Record]:
-    """Default glmer and, unless quick or out of time, glmer without derivatives; an R process each."""
+    """Default (g)lmer and, unless quick or out of time, without derivatives; an R process each."""
     if reason := lme4_available():
         return [{"system": "lme4", "variant": "default", "status": "skipped", "message": reason}]
     records: list[Record] = []
@@ -98,59 +107,154 @@ def lme4(case: Case, settings: Settings) -> list[Record]:
         for variant, control in LME4_VARIANTS.items():
             if records and (settings.quick or records[-1]["status"] != "ok"):
                 break
-            script.write_text(_LME4.replace("VARIANTS", f"{json.dumps(variant)} = {control}"))
+            if case.REML is None:
+                fit, kind = f"glmer(form, data, family = family, control = glmerControl({control}))", case.family
+            else:
+                fit = f"{{m <- lmer(form, data, REML = REML, control = lmerControl({control})); vcov(m); m}}"
+                kind = "REML" if case.REML else "ML"
+            script.write_text(_LME4.replace("VARIANT", json.dumps(variant)).replace("FIT", fit))
             command = ["Rscript", "--vanilla", str(script), str(folder), *numbers]
-            found = child([*command, case.formula_for("lme4"), case.family], settings.timeout)
+            found = child([*command, case.formula_for("lme4"), kind], settings.timeout)
             records += [{"system": "lme4", **record, "variant": variant} for record in found]
     return records
 
 
 def glmm(case: Case, settings: Settings) -> list[Record]:
-    """glmm in a process of its own."""
-    if reason := glmm_available():
-        return [{"system": "glmm", "variant": "", "status": "skipped", "message": reason}]
-    arguments = [case.name, json.dumps(vars(settings))]
-    return [{"system": "glmm", **r} for r in child(python("benchmarks.peers", *arguments), settings.timeout)]
+    """glmm in a process of its own; of linear models also with the degrees of freedom it computes by default."""
+    records = _in_python("glmm", case, settings)
+    if case.REML is not None and not settings.quick and records[0]["status"] == "ok":
+        records += _in_python("glmm", case, settings, WITH_DF)
+    return records
 
 
-def _glmm_worker(case: Case, settings: Settings) -> None:
-    """Time `glmm.fit` on the prepared DataFrame.
+def mixedlm(case: Case, settings: Settings) -> list[Record]:
+    return _in_python("mixedlm", case, settings)
 
-    glmm has no tolerance to tighten. Its default also stores likelihood-ratio tables of Poisson models by
-    refitting them; ``anova_test="Wald"`` leaves those refits out, so that one fit is timed. Standard errors
-    are from its Hessian (the default).
+
+def statsmodels(case: Case, settings: Settings) -> list[Record]:
+    """statsmodels, for models of one term."""
+    if statsmodels_parts(case.formula_for("statsmodels")) is None:
+        reason = "MixedLM takes one grouping factor"
+        return [{"system": "statsmodels", "variant": "", "status": "skipped", "message": reason}]
+    return _in_python("statsmodels", case, settings)
+
+
+def _in_python(system: str, case: Case, settings: Settings, variant: str = "") -> list[Record]:
+    """A system from PyPI in a process of its own."""
+    if importlib.util.find_spec(system) is None:
+        return [{"system": system, "variant": variant, "status": "skipped", "message": f"{system} is not installed"}]
+    command = python("benchmarks.peers", system, case.name, json.dumps(vars(settings)), variant)
+    return [{"system": system, **record, "variant": variant} for record in child(command, settings.timeout)]
+
+
+WITH_DF = "with df"
+
+
+def _glmm(variant: str) -> Peer:
+    """`glmm.fit`, which has no tolerance to tighten.
+
+    Its default also stores likelihood-ratio tables of Poisson models by refitting them, and computes
+    Satterthwaite's degrees of freedom of linear models; ``anova_test="Wald"`` and ``satterthwaite=False`` leave
+    those out, so that one fit is timed. Standard errors of generalised models are from its Hessian (the default).
+    `loglik` has all constants, and is minus half the REML criterion where that is fitted.
     """
     import glmm
 
-    data, formula = case.data(), case.formula_for("glmm")
+    def fit(case: Case, data: pd.DataFrame) -> glmm.Fit:
+        formula = case.formula_for("glmm")
+        if case.REML is None:
+            return glmm.fit(data, formula, case.family, anova_test="Wald")
+        return glmm.fit(data, formula, reml=case.REML, satterthwaite=variant == WITH_DF)
+
+    def read(m: glmm.Fit) -> Record:
+        return {
+            "objective": -2.0 * float(m.loglik),
+            "converged": bool(m.converged),
+            "message": "singular" if m.singular else "",
+            "evaluations": int(m.n_eval),
+            "gradient_evaluations": int(m.n_grad),
+        }
+
+    return fit, read
+
+
+def _mixedlm(variant: str) -> Peer:
+    """`mixedlm.lmer` at its defaults; `deviance` is the minimised criterion, all constants included."""
+    import mixedlm
+
+    def fit(case: Case, data: pd.DataFrame) -> mixedlm.LmerResult:
+        m = mixedlm.lmer(case.formula_for("mixedlm"), data, REML=bool(case.REML))
+        m.vcov()
+        return m
+
+    def read(m: mixedlm.LmerResult) -> Record:
+        singular = bool(m.isSingular())
+        return {
+            "objective": float(m.deviance),
+            "converged": bool(m.converged),
+            "message": "singular" if singular else ("" if m.converged else str(m.message)),
+            "evaluations": int(m.function_evals),
+        }
+
+    return fit, read
+
+
+def statsmodels_parts(formula: str) -> tuple[str, str, str] | None:
+    """(fixed, random, grouping factor) of a formula with one term of random effects, else None."""
+    found = re.fullmatch(r"([^|]*?)\s*\+\s*\(([^|()]+)\|\s*(\w+)\s*\)", formula)
+    return None if found is None else (found[1], "~ " + found[2].strip(), found[3])
+
+
+def _statsmodels(variant: str) -> Peer:
+    """`MixedLM` with its default optimisers; `llf` has all constants, and X'X in no part of the REML criterion."""
+    import statsmodels.formula.api as smf
+
+    def fit(case: Case, data: pd.DataFrame) -> Any:
+        parts = statsmodels_parts(case.formula_for("statsmodels"))
+        assert parts is not None
+        fixed, random, group = parts
+        m = smf.mixedlm(fixed, data, groups=group, re_formula=random).fit(reml=bool(case.REML))
+        m.bse  # noqa: B018
+        return m
+
+    def read(m: Any) -> Record:
+        return {"objective": -2.0 * float(m.llf), "converged": bool(m.converged), "message": ""}
+
+    return fit, read
+
+
+def _worker(peer: Peer, case: Case, settings: Settings) -> None:
+    """Time whole calls on the prepared DataFrame; one of minutes is not repeated, as in R."""
+    fit, read = peer
+    data = case.data()
+    before = rss_mb()
     warnings.simplefilter("ignore")
-
-    def fit() -> glmm.Fit:
-        return glmm.fit(data, formula, case.family, anova_test="Wald")
-
     start = time.perf_counter()
-    m = fit()
+    m = fit(case, data)
     first = time.perf_counter() - start
     record: Record = {
         "variant": "",
         "status": "running",
-        "objective": -2.0 * float(m.loglik),
-        "converged": bool(m.converged),
-        "message": "singular" if m.singular else "",
-        "evaluations": int(m.n_eval),
-        "gradient_evaluations": int(m.n_grad),
+        **read(m),
         "rows": len(data),
-        "times": {"first": {"median": first, "min": first, "max": first, "repeats": 1}},
+        "times": {"first": timing([first])},
+        "memory": {"before": before, "peak": peak_mb()},
     }
     emit(record)
-    record["times"]["call"] = repeat(fit, settings)
-    record["memory"] = {"peak": peak_mb()}
+    long = first > 3.0 * settings.budget
+    record["times"]["call"] = timing([first]) if long else repeat(lambda: fit(case, data), settings)
+    record["memory"]["peak"] = peak_mb()
     emit({**record, "status": "ok"})
+
+
+PEERS = {"glmm": _glmm, "mixedlm": _mixedlm, "statsmodels": _statsmodels}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("system", choices=PEERS)
     parser.add_argument("case")
     parser.add_argument("settings")
+    parser.add_argument("variant")
     given = parser.parse_args()
-    _glmm_worker(GLMM_FITS[given.case], Settings(**json.loads(given.settings)))
+    _worker(PEERS[given.system](given.variant), FITS[given.case], Settings(**json.loads(given.settings)))

@@ -6,7 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 Record = dict[str, Any]
 
@@ -71,31 +74,46 @@ def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
     return grouped
 
 
+#: (title, system, variant) of the columns of ratios
+GLMM_PEERS = (
+    ("lme4", "lme4", "default"),
+    ("lme4 without derivatives", "lme4", "calc.derivs=FALSE"),
+    ("glmm", "glmm", ""),
+)
+LMM_PEERS = (*GLMM_PEERS, ("mixedlm", "mixedlm", ""), ("statsmodels", "statsmodels", ""))
+
+
 def fits(records: list[Record]) -> str:
-    """Ratios of all cases, then one table per case."""
-    from .cases import GLMM_FITS
+    """Ratios of all generalised models, then one table per case."""
+    return _fits(records, "glmer()", GLMM_PEERS, _FIT_NOTES)
+
+
+def linear_fits(records: list[Record]) -> str:
+    """Ratios of all linear models, then one table per case."""
+    return _fits(records, "lmer()", LMM_PEERS, _LINEAR_NOTES)
+
+
+def _fits(records: list[Record], own_call: str, peers: Sequence[tuple[str, str, str]], notes: str) -> str:
+    from .cases import FITS
 
     ratios, details = [], []
     for name, group in _by_case(records).items():
         own = _find(group, "glmmjax", "default")
         call, refit = seconds(own, "call"), seconds(own, "refit")
         row = [name, show_time(call), show_time(refit)]
-        for peer in (
-            _find(group, "lme4", "default"),
-            _find(group, "lme4", "calc.derivs=FALSE"),
-            _find(group, "glmm", ""),
-        ):
+        for _, system, variant in peers:
+            peer = _find(group, system, variant)
             row += [show_ratio(peer, call), show_ratio(peer, refit)]
         ratios.append(row)
-        details.append(fit_table(name, group, GLMM_FITS[name].title, GLMM_FITS[name].formula))
-    header = ["case", "glmer()", "refit()"]
-    for title in ("lme4", "lme4 without derivatives", "glmm"):
-        header += [f"{title} / glmer()", f"{title} / refit()"]
+        details.append(fit_table(group, FITS[name]))
+    header = ["case", own_call, "refit()"]
+    for title, _, _ in peers:
+        header += [f"{title} / {own_call}", f"{title} / refit()"]
     return (
         "Warm times of glmmjax, and how many times as long the peers take.\n\n"
         + table(header, ratios)
         + "\n"
-        + _FIT_NOTES
+        + notes
         + "\n"
         + "\n".join(details)
     )
@@ -113,8 +131,20 @@ objective, of its last stage. `cores`: processor time over wall time of the warm
 the objective is above the lowest of all systems on the same data.
 """
 
+_LINEAR_NOTES = """\
+`lmer()`: the whole call on a DataFrame, formula included, and its standard errors. `refit()`: a new response
+to estimates and standard errors. `first`: the first fit of a process, compilation included, imports not;
+`first, cached`: the same in a new process that finds the compiled programs on disk. All systems run at their
+defaults, glmm without Satterthwaite's degrees of freedom (`with df`: with them, its default). Fits of more than
+half a minute in a peer run once. `evaluations`: glmmjax counts objective, gradient and information together, the
+others the objective (glmm's and mixedlm's gradients apart; statsmodels keeps no count). `peak MB`: of the whole
+process, data, imports and compilation included; `MB before`: with the data and the package loaded, before the
+first fit. `cores`: processor time over wall time of the warm calls. `above best`: how far the objective is above
+the lowest of all systems on the same data; all of them include the same constants.
+"""
 
-def fit_table(name: str, group: Sequence[Record], title: str, formula: str) -> str:
+
+def fit_table(group: Sequence[Record], case: Case) -> str:
     """All systems on one case."""
     rows = []
     for r in group:
@@ -135,13 +165,14 @@ def fit_table(name: str, group: Sequence[Record], title: str, formula: str) -> s
                 show_time(seconds(r, "refit")),
                 repeats,
                 _number(call.get("cores_used"), ".2f"),
+                _number(r.get("memory", {}).get("before"), ".0f"),
                 _number(r.get("memory", {}).get("peak"), ".0f"),
                 _remarks(r),
             ]
         )
     header = [
         "system",
-        "-2 log-likelihood",
+        case.criterion,
         "above best",
         "evaluations",
         "first",
@@ -150,11 +181,56 @@ def fit_table(name: str, group: Sequence[Record], title: str, formula: str) -> s
         "warm refit",
         "repeats",
         "cores",
+        "MB before",
         "peak MB",
         "remarks",
     ]
     n = next((r["rows"] for r in group if r.get("rows")), None)
-    return f"### {title}\n\n`{formula}`{f', {n:,} rows' if n else ''}\n\n{table(header, rows)}"
+    return f"### {case.title}\n\n`{case.formula}`{f', {n:,} rows' if n else ''}\n\n{table(header, rows)}"
+
+
+def scaling(records: list[Record]) -> str:
+    """One row per number of rows."""
+    from .lmm_scaling import CASES, TARGET
+
+    rows, notes = [], []
+    for name, group in _by_case(records).items():
+        notes.append(f"- `{name}`: {CASES[name].title}, `{CASES[name].formula}`.")
+        for r in group:
+            rows.append(
+                [
+                    name,
+                    _number(r.get("rows"), ",d"),
+                    str(r.get("levels", "")),
+                    show_time(seconds(r, "evaluation")),
+                    _number(r.get("ratio"), ".2f"),
+                    show_time(seconds(r, "cross")),
+                    show_time(seconds(r, "refit")),
+                    _number(r.get("evaluations"), "d"),
+                    _number(r.get("memory", {}).get("peak"), ".0f"),
+                    _remarks(r) or ("" if r.get("ratio", 0.0) <= TARGET else "above the target"),
+                ]
+            )
+    header = [
+        "case",
+        "rows",
+        "levels",
+        "evaluation",
+        "to the smallest",
+        "cross-products",
+        "refit",
+        "evaluations of the fit",
+        "peak MB",
+        "remarks",
+    ]
+    return "\n".join(notes) + "\n\n" + table(header, rows) + "\n" + _SCALING_NOTES.format(target=TARGET)
+
+
+_SCALING_NOTES = """\
+`evaluation`: REML criterion and gradient at the starting values, from cross-products that are formed once per
+fit in the time of `cross-products` (transfer to the device included). `to the smallest`: its time over that
+at the smallest number of rows; the target is within {target}. `refit`: cross-products and the whole search.
+"""
 
 
 def memory(records: list[Record]) -> str:
@@ -204,7 +280,9 @@ def provenance(runs: dict[str, dict[str, Any]]) -> str:
     lines = []
     for date, e in runs.items():
         versions = ", ".join(
-            f"{k} {e[k]}" for k in ("jax", "jaxlib", "numpy", "pandas", "glmm", "R", "lme4") if e.get(k)
+            f"{k} {e[k]}"
+            for k in ("jax", "jaxlib", "numpy", "pandas", "glmm", "mixedlm", "statsmodels", "R", "lme4")
+            if e.get(k)
         )
         changed = " with uncommitted changes" if e.get("uncommitted_changes") else ""
         threads = ", ".join(f"{k} {v}" for k, v in e["threads"].items())

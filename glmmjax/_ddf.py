@@ -211,7 +211,7 @@ class KenwardRoger:
         n: int,
         sigma2: float,
     ) -> None:
-        """P, W and the adjusted covariance (Halekoh & Hojsgaard 2014, section 2.2); V comes last among the G_i."""
+        """P, W and the adjusted covariance (Halekoh & Højsgaard 2014, section 2.2); V comes last among the G_i."""
         p, g = M.shape[0], len(patterns)
         Phi = np.linalg.inv(M)
         P, Q, trace = np.empty((g + 1, p, p)), np.empty((g + 1, g + 1, p, p)), np.empty((g + 1, g + 1))
@@ -376,7 +376,9 @@ def _type_two(model: MixedModel, assign: np.ndarray) -> list[np.ndarray]:
 
 def _type_three(model: MixedModel, assign: np.ndarray) -> list[np.ndarray]:
     """From the general form of estimable functions, in indicators of all levels: the rows of a term are orthogonal to
-    those of the terms that contain it. Written for treatment contrasts, then translated to those of the fit."""
+    those of the terms that contain it. Written for treatment contrasts, then translated to those of the fit.
+    Without an intercept the first factor's hypothesis is one on its level means, which keeps a part of the
+    interactions (lmerTest)."""
     full, kept, owner = _indicators(model)
     X = full[:, kept]
     independent = independent_columns(X)

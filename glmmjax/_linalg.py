@@ -150,6 +150,15 @@ def dense_solve(S: Array, L: Array, b: Array) -> Array:
     return jax.lax.custom_linear_solve(lambda x: S @ x, b, lambda _, right: cho_solve((L, True), right), symmetric=True)
 
 
+def one_inverse(A: Array) -> tuple[Array, Array]:
+    """Inverse (k, k) and log-determinant of one symmetric positive definite matrix; NaN if it is not.
+
+    By LAPACK: `spd_inverse` is made for many small matrices, and its unrolled code takes long to compile.
+    """
+    L = jnp.linalg.cholesky(A)
+    return cho_solve((L, True), jnp.eye(A.shape[0], dtype=A.dtype)), 2.0 * jnp.log(jnp.diagonal(L)).sum()
+
+
 class Blocks(NamedTuple):
     """Z'WZ in blocks, before scaling by Lambda."""
 

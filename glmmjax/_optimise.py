@@ -123,7 +123,7 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
 
 def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> State:
     """One evaluation, and what follows from it."""
-    f, g, carry, inner, guide = objective(s.trial, s.hint)
+    f, g, carry, inner, guide = jax.lax.optimization_barrier(objective(s.trial, s.hint))
     finite = jnp.isfinite(f) & jnp.isfinite(g).all()
     s = s._replace(evaluations=s.evaluations + 1, inner=s.inner + inner)
 
@@ -141,6 +141,8 @@ def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> 
         )
         return jax.tree.map(lambda a, b: jnp.where(guide.jumping & finite, a, b), jumped, after)
 
+    if guide is not None:  # it brings its own Hessian: no differences
+        return search()
     return jax.lax.cond(s.phase == _SEARCH, search, lambda: _difference(s, g, carry, finite, limits))
 
 
@@ -202,7 +204,7 @@ def _search(
         jnp.where(stuck, jnp.where(first, NON_FINITE, LINE_SEARCH), EVALUATION_LIMIT),
     )
     stop = done_search | stuck | out_of_time
-    to_difference = stop & limits.hessian & jnp.isfinite(new_f)
+    to_difference = stop & limits.hessian & jnp.isfinite(new_f) if guide is None else jnp.zeros((), bool)
     phase = jnp.where(stop, jnp.where(to_difference, _DIFFERENCE, _DONE), _SEARCH)
 
     spacing = DIFFERENCE_STEP * jnp.sqrt(2.0 * jnp.maximum(jnp.diagonal(inverse), 1e-12))

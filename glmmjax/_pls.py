@@ -23,7 +23,7 @@ from jax import Array
 
 from ._bordered import bordered
 from ._design import Design, Term, factors_of, u_from_blocks
-from ._linalg import Blocks, penalised, segment_sum, spd_inverse, weighted_products
+from ._linalg import Blocks, one_inverse, penalised, segment_sum, weighted_products
 from ._objective import warn_if_single_precision
 from ._symbolic import Plan
 
@@ -112,10 +112,10 @@ def reduce_gram(logdet: Array, quadratic: Array, X: tuple[Array, ...], cross: Cr
     if not p:
         return Profile(logdet, jnp.zeros_like(r2), r2, right, tuple(x[..., 0] for x in X), schur, schur)
     schur = 0.5 * (schur + schur.T)
-    inverse, logdet_RX = spd_inverse(schur[None])
-    beta = inverse[0] @ right
+    inverse, logdet_RX = one_inverse(schur)
+    beta = inverse @ right
     u = tuple(x[..., p] - x[..., :p] @ beta for x in X)
-    return Profile(logdet, logdet_RX[0], r2 - right @ beta, beta, u, schur, inverse[0])
+    return Profile(logdet, logdet_RX, r2 - right @ beta, beta, u, schur, inverse)
 
 
 def profile(theta: Array, cross: CrossProducts, plan: Plan, terms: tuple[Term, ...]) -> Profile:
