@@ -204,6 +204,7 @@ def scaling(records: list[Record]) -> str:
                     str(r.get("levels", "")),
                     show_time(seconds(r, "evaluation")),
                     _number(r.get("ratio"), ".2f"),
+                    _number(r.get("ratio_of_least"), ".2f"),
                     show_time(seconds(r, "cross")),
                     show_time(seconds(r, "refit")),
                     _number(r.get("evaluations"), "d"),
@@ -217,6 +218,7 @@ def scaling(records: list[Record]) -> str:
         "levels",
         "evaluation",
         "to the smallest",
+        "least times",
         "cross-products",
         "refit",
         "evaluations of the fit",
@@ -228,8 +230,9 @@ def scaling(records: list[Record]) -> str:
 
 _SCALING_NOTES = """\
 `evaluation`: REML criterion and gradient at the starting values, from cross-products that are formed once per
-fit in the time of `cross-products` (transfer to the device included). `to the smallest`: its time over that
-at the smallest number of rows; the target is within {target}. `refit`: cross-products and the whole search.
+fit in the time of `cross-products` (transfer to the device included). `to the smallest`: its median time over that
+at the smallest number of rows; the target is within {target}. `least times`: the same of the least times, which
+other work on the machine moves less. `refit`: cross-products and the whole search.
 """
 
 

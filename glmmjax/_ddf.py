@@ -36,8 +36,9 @@ from .results import MixedModel, NotSupportedError
 METHODS = {"satterthwaite": "Satterthwaite", "kenward-roger": "Kenward-Roger"}
 #: Random effects of models with several grouping factors that Kenward-Roger takes: it holds a matrix over all of them.
 MAX_DENSE = 6000
-#: Dense remainder up to which second derivatives are exact; beyond, one gradient is cheaper to compile and to run.
-MAX_EXACT = 256
+#: Dense remainder up to which second derivatives are exact; beyond, the gradient alone compiles in half the time, and
+#: second derivatives would hold the remainder once per parameter and more.
+MAX_EXACT = 500
 #: Step of the differences then, in standard errors of theta (1 at most): relative error 3e-8.
 STEP = 1e-3
 #: Eigenvalues of a Hessian up to this part of the largest are noise; lmerTest's bound is absolute.
@@ -545,8 +546,8 @@ def anova_table(model: MixedModel, type: int | str = 3, ddf: str = "satterthwait
         is in ``attrs["heading"]``. "Mean Sq" is F times sigma^2, for Kenward-Roger F before scaling. A term
         whose columns are all aliased has NaN.
     """
+    _method(model, ddf)  # refusals first
     tested = hypotheses(model, type)
-    _method(model, ddf)
     rows = []
     for L in tested.values():
         if not len(L):

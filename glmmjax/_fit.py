@@ -49,6 +49,13 @@ class Scaling:
         J[t : t + p, t : t + p] = self.A
         return J
 
+    def external(self, x: np.ndarray, joint: bool) -> np.ndarray:
+        """Internal -> (theta, beta, log phi), or theta if `joint`; along the first axis of x."""
+        if joint:
+            return x / self.c.reshape(-1, *[1] * (x.ndim - 1))
+        out: np.ndarray = np.linalg.solve(self.jacobian(joint), x)
+        return out
+
 
 @dataclass(frozen=True)
 class FitStats:
@@ -197,8 +204,7 @@ class Problem:
 
     def external(self, x: np.ndarray) -> np.ndarray:
         """Internal parameters -> (theta, beta, log phi), or theta alone if `joint`."""
-        out: np.ndarray = np.linalg.solve(self.scaling.jacobian(self.joint), x)
-        return out
+        return self.scaling.external(x, self.joint)
 
 
 def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
@@ -286,12 +292,22 @@ def curvature(H: np.ndarray) -> Curvature:
     return Curvature(values, vectors, units)
 
 
+def _positive_definite(H: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(H)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(H).all())
+
+
 def _leave_saddles(
     problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
 ) -> tuple[opt.Found, int, int]:
     """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
     restarts, extra = 0, 0
     while restarts < 4:
+        if _positive_definite(state.hessian):
+            break
         shape = curvature(state.hessian)
         if shape.minimum or not np.isfinite(shape.values).all():
             break
@@ -389,7 +405,7 @@ def _report(
     converged = converged and status == opt.CONVERGED
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)
-    root = signs[:, None] * np.linalg.solve(J, shape.units[:, None] * shape.vectors)
+    root = signs[:, None] * problem.scaling.external(shape.units[:, None] * shape.vectors, joint)
     covariance = 2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T
     moved = (np.abs(root) > 0.3 * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
     ridge = tuple(int(i) for i in np.flatnonzero(moved))
@@ -399,7 +415,7 @@ def _report(
     searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:
-        path = np.concatenate([np.linalg.solve(J, path[:, :-2].T).T, path[:, -2:]], axis=1)
+        path = np.concatenate([problem.external(path[:, :-2].T).T, path[:, -2:]], axis=1)
     phi = np.exp(x[t:] if joint else x[t + p :])
     stats = FitStats(
         evaluations=searched + extra,

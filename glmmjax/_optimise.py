@@ -12,6 +12,7 @@ which does not depend on the scale of any parameter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -369,17 +370,16 @@ def pack(out: Found) -> Array:
 
 def unpack(packed: np.ndarray, P: int, path_length: int, carry: Any) -> Found:
     """Inverse of `pack`; `carry` has the structure, shapes and types of the carry."""
-    like = Found(
-        *[np.empty(shape) for shape in ((P,), (P,), (P, P), (P, P))], carry, np.empty((path_length, P + 2)), np.empty(6)
-    )
-    leaves, tree = jax.tree.flatten(like)
-    out, at = [], 0
-    for leaf in leaves:
-        size = int(np.prod(leaf.shape))
-        out.append(packed[at : at + size].reshape(leaf.shape).astype(leaf.dtype, copy=False))
+    leaves, tree = jax.tree.flatten(carry)
+    shapes = [(P,), (P,), (P, P), (P, P), *[leaf.shape for leaf in leaves], (path_length, P + 2), (6,)]
+    parts, at = [], 0
+    for shape in shapes:
+        size = prod(shape)
+        parts.append(packed[at : at + size].reshape(shape))
         at += size
-    found: Found = jax.tree.unflatten(tree, out)
-    return found
+    x, gradient, hessian, metric, *packed_carry, path, counts = parts
+    typed = [part.astype(leaf.dtype, copy=False) for part, leaf in zip(packed_carry, leaves, strict=True)]
+    return Found(x, gradient, hessian, metric, jax.tree.unflatten(tree, typed), path, counts)
 
 
 def is_running(s: State) -> bool:

@@ -116,7 +116,12 @@ def stub(monkeypatch):
     model = SimpleNamespace(
         fixef=pd.Series([1.5, -2.0], terms),
         coefficients=lambda ddf: pd.DataFrame(
-            {"estimate": [1.5, -2.0], "std_error": [0.5, np.nan], "statistic": [3.0, np.nan], "p_value": [0.003, np.nan]},
+            {
+                "estimate": [1.5, -2.0],
+                "std_error": [0.5, np.nan],
+                "statistic": [3.0, np.nan],
+                "p_value": [0.003, np.nan],
+            },
             terms,
         ),
         is_linear=False,
@@ -176,7 +181,7 @@ def test_json_has_null_where_there_is_no_number(capsys, stub):
     assert got["VarCorr"][1] == {"grp": "Residual", "var1": None, "var2": None, "vcov": None, "sdcor": None}
     assert got["ngrps"] == {"g": 3} and got["converged"] is True and got["evaluations"] == 7
     assert set(got) == set(
-        "formula family link nAGQ logLik AIC BIC objective fixef VarCorr theta ngrps nobs converged "
+        "formula family link nAGQ REML sigma logLik AIC BIC objective fixef VarCorr theta ngrps nobs converged "
         "singular evaluations messages".split()
     )
 

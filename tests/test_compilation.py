@@ -142,3 +142,19 @@ def test_few_programs_for_a_fit() -> None:
     assert m.fit_stats.evaluations + m.fit_stats.hessian_evaluations > 15
     # eager operations on the host side count as programs too; far fewer than evaluations times operations
     assert count.programs <= 12
+
+
+def test_linear_models() -> None:
+    """A second fit, a refit, the other criterion and another response compile nothing."""
+    data = load_data("sleepstudy")
+    m = gj.lmer("Reaction ~ Days + (Days | Subject)", data)
+    with counted() as count:
+        gj.lmer("Reaction ~ Days + (Days | Subject)", data.assign(Reaction=data["Reaction"] + data["Days"]))
+        m.refit_ml().bse  # noqa: B018
+        m.refit(data["Reaction"].to_numpy()[::-1].copy())
+        str(m.summary())
+    # the summary's residuals need one program, per-row means
+    assert count.programs <= 1
+    with counted() as count:
+        str(m.refit_ml().summary())
+    assert count.traces == count.programs == 0

@@ -1,0 +1,20 @@
+"""Single fits of linear models: glmmjax, lme4, glmm, mixedlm and statsmodels on the same data in the same run."""
+
+from __future__ import annotations
+
+from . import peers, report
+from .cases import LMM_FITS
+from .fits import compared, ours
+from .measure import Record, Settings, Suite
+
+
+def run(name: str, settings: Settings) -> list[Record]:
+    """All systems on one case, one process after the other."""
+    case = LMM_FITS[name]
+    records = [*ours(case, settings), *peers.lme4(case, settings), *peers.glmm(case, settings)]
+    records += [*peers.mixedlm(case, settings), *peers.statsmodels(case, settings)]
+    return compared(name, records)
+
+
+LONG = tuple(name for name, case in LMM_FITS.items() if case.long)
+SUITE = Suite("lmm_fits", "Single fits of linear mixed models", tuple(LMM_FITS), run, report.linear_fits, LONG)
