@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ._pirls import pirls as pirls
     from ._pls import lmm_deviance as lmm_deviance
     from ._pls import pls as pls
+    from ._quadrature import agq_deviance as agq_deviance
+    from ._quadrature import gauss_hermite as gauss_hermite
     from ._structure import Structure as Structure
     from ._structure import structure as structure
     from .links import Link as Link
@@ -49,6 +51,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "design": ("_glmer", "design"),
     "design_arrays": ("_design", "design_arrays"),
     "laplace_deviance": ("_objective", "laplace_deviance"),
+    "agq_deviance": ("_quadrature", "agq_deviance"),
+    "gauss_hermite": ("_quadrature", "gauss_hermite"),
     "pirls": ("_pirls", "pirls"),
     "lmm_deviance": ("_pls", "lmm_deviance"),
     "pls": ("_pls", "pls"),

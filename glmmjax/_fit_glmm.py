@@ -19,7 +19,7 @@ from . import _optimise as opt
 from ._design import Design, factors, linear_predictor
 from ._fit import PATH_LENGTH, Problem, Scaling, Start, block_diagonal, safe_inverse
 from ._linalg import factorise, sandwich, solve, spd_inverse, weighted_products
-from ._objective import laplace, log_density_constant
+from ._objective import log_density_constant
 from ._pirls import (
     CONVERGED,
     Blocked,
@@ -32,6 +32,7 @@ from ._pirls import (
     unspool,
     zero_u,
 )
+from ._quadrature import marginal
 from .families import Family
 
 
@@ -137,28 +138,28 @@ class Carry(NamedTuple):
 
 
 def deviance_at(
-    x: Array, carry: Carry, design: Design, family: Family, hessian: str, joint: bool
+    x: Array, carry: Carry, design: Design, family: Family, hessian: str, nAGQ: int
 ) -> tuple[Array, tuple[Carry, Array]]:
-    """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if `joint`."""
+    """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if nAGQ = 0."""
     t, p = design.n_theta, design.p
-    beta = carry.beta if joint else x[t : t + p]
-    phi = jnp.exp(x[t:] if joint else x[t + p :])
-    deviance, at = laplace(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, joint)
+    beta = x[t : t + p] if nAGQ else carry.beta
+    phi = jnp.exp(x[t + p :] if nAGQ else x[t:])
+    deviance, at = marginal(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, nAGQ)
     return deviance, (Carry(at.u, at.beta, at.status), at.iterations)
 
 
-def make_objective(design: Design, family: Family, hessian: str, joint: bool, constant: Array) -> opt.Objective:
+def make_objective(design: Design, family: Family, hessian: str, nAGQ: int, constant: Array) -> opt.Objective:
     """(x, carry) -> (deviance, gradient, carry, PIRLS iterations, None)."""
     gradient = jax.value_and_grad(deviance_at, has_aux=True)
 
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, None]:
-        (f, (carry, inner)), g = gradient(x, carry, design, family, hessian, joint)
+        (f, (carry, inner)), g = gradient(x, carry, design, family, hessian, nAGQ)
         return f + constant, g, carry, inner, None
 
     return objective
 
 
-@partial(jax.jit, static_argnames=("family", "hessian", "joint", "path_length"))
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ", "path_length"))
 def run(
     x0: Array,
     inverse0: Array,
@@ -168,15 +169,15 @@ def run(
     design: Design,
     family: Family,
     hessian: str,
-    joint: bool,
+    nAGQ: int,
     path_length: int,
 ) -> Array:
     """The whole fit as one program (BFGS, then the Hessian)."""
-    objective = make_objective(design, family, hessian, joint, constant)
+    objective = make_objective(design, family, hessian, nAGQ, constant)
     return opt.pack(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)))
 
 
-@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
 def step(
     state: opt.State,
     inverse0: Array,
@@ -185,10 +186,10 @@ def step(
     design: Design,
     family: Family,
     hessian: str,
-    joint: bool,
+    nAGQ: int,
 ) -> opt.State:
     """One evaluation of the same loop, for a host driver that reports progress."""
-    return opt.advance(make_objective(design, family, hessian, joint, constant), state, inverse0, limits)
+    return opt.advance(make_objective(design, family, hessian, nAGQ, constant), state, inverse0, limits)
 
 
 class GeneralisedProblem(Problem):
@@ -197,12 +198,12 @@ class GeneralisedProblem(Problem):
     def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str, exact: bool = False) -> None:
         scaled, self.scaling = scale_design(design, len(family.phi_names))
         self.design: Design = jax.device_put(scaled)
-        self.original, self.family, self.hessian, self.joint = design, family, hessian, nAGQ == 0
-        self.exact = exact
+        self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
+        self.joint, self.exact = nAGQ == 0, exact
 
     @property
-    def _static(self) -> tuple[Family, str, bool]:
-        return self.family, self.hessian, self.joint
+    def _static(self) -> tuple[Family, str, int]:
+        return self.family, self.hessian, self.nAGQ
 
     def with_response(self, y: np.ndarray) -> Problem:
         other = copy(self)
@@ -258,18 +259,16 @@ class GeneralisedProblem(Problem):
         return _hessian(x, carry, constant, self.design, *self._static)
 
 
-@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
 def _evaluate(
-    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
+    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, nAGQ: int
 ) -> tuple[Array, Array, Carry, Array]:
-    f, g, carry, inner, _ = make_objective(design, family, hessian, joint, constant)(x, carry)
+    f, g, carry, inner, _ = make_objective(design, family, hessian, nAGQ, constant)(x, carry)
     return f, g, carry, inner
 
 
-@partial(jax.jit, static_argnames=("family", "hessian", "joint"))
-def _hessian(
-    x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, joint: bool
-) -> Array:
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
+def _hessian(x: Array, carry: Carry, constant: Array, design: Design, family: Family, hessian: str, nAGQ: int) -> Array:
     """Hessian of the deviance by automatic differentiation."""
-    objective = make_objective(design, family, hessian, joint, constant)
+    objective = make_objective(design, family, hessian, nAGQ, constant)
     return jax.jacfwd(lambda v: objective(v, carry)[1])(x)

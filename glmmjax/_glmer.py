@@ -18,6 +18,7 @@ from ._fit_glmm import GeneralisedProblem
 from ._frame import ModelData, build
 from ._objective import resolve_hessian
 from ._precision import persistent_cache, x64
+from ._quadrature import check_nodes
 from .families import Family, Gaussian
 from .families import get as get_family
 from .results import MixedModel, ModelSpec
@@ -61,7 +62,9 @@ def glmer(
         data: pandas DataFrame, anything with ``to_pandas()``, dict of arrays, or structured array.
         family: as R writes it ("binomial", "binomial(probit)", "poisson(sqrt)", "negative.binomial(2)")
             or an object from `glmmjax.families`.
-        nAGQ: 1 for the Laplace approximation; 0 finds beta inside PIRLS (faster, rougher).
+        nAGQ: 1 for the Laplace approximation; 0 finds beta inside PIRLS (faster, rougher); k from 2 to 100
+            for adaptive Gauss-Hermite quadrature with k points per random effect, for models with one
+            grouping factor and up to 4 random effects d per level, k^d at most 100,000.
         weights: column name, array or Series; trials for binomial proportions, else prior weights that
             multiply the log density. Rows of weight 0 are dropped.
         offset: column name, array or Series, added to the linear predictor (and to ``offset()`` terms).
@@ -88,7 +91,7 @@ def glmer(
     if isinstance(family, Gaussian):
         from ._lmer import lmer
 
-        _check_nAGQ(nAGQ, exact=True)
+        _check_nAGQ(nAGQ)
         resolve_hessian(hessian, family)
         return lmer(formula, data, False, weights, offset, start, control, contrasts, subset, na, verbose)
     nAGQ = _check_nAGQ(nAGQ)
@@ -104,6 +107,8 @@ def glmer(
         "data": data,
     }
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
+    if nAGQ > 1:
+        check_quadrature(frame, nAGQ)
     made, notes = make_design(frame, family)
     rank_message(frame, control)
     spec = ModelSpec(
@@ -139,12 +144,23 @@ def _refuse(unknown: dict[str, Any]) -> None:
         raise unknown_argument(name, known, "glmer")
 
 
-def _check_nAGQ(nAGQ: int, exact: bool = False) -> int:
+def _check_nAGQ(nAGQ: int) -> int:
     if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
         raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
-    if nAGQ > 1 and not exact:
-        raise ValueError(f"nAGQ = {nAGQ}: adaptive Gauss-Hermite quadrature is not available yet; use nAGQ = 1 or 0")
     return int(nAGQ)
+
+
+def check_quadrature(frame: ModelData, nAGQ: int) -> None:
+    """Raise ValueError unless the terms can be integrated with nAGQ points, naming the one that prevents it."""
+    first = frame.terms[0]
+    for term in frame.terms[1:]:
+        if not np.array_equal(term.level, first.level):
+            raise ValueError(
+                f"nAGQ = {nAGQ} needs all random effects on one grouping factor: ({' + '.join(term.names)} | "
+                f"{term.group}) is on {term.group!r}, but ({' + '.join(first.names)} | {first.group}) on "
+                f"{first.group!r}; use nAGQ = 1 (Laplace) or 0, or leave one of them out"
+            )
+    check_nodes(nAGQ, [sum(len(term.names) for term in frame.terms)])
 
 
 def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ._design import Design, factors, linear_predictor
-from ._linalg import factorise, weighted_products
+from ._linalg import Blocks, factorise, weighted_products
 from ._pirls import (
     CONVERGED,
     Blocked,
@@ -64,6 +63,50 @@ def log_density_constant(design: Design, family: Family) -> Array:
     return -2.0 * family.constant(jnp.asarray(design.y), jnp.asarray(design.weights)).sum()
 
 
+def curvature_weights(
+    observed: Array, eta: Array, weights: Array, params: Parameters, family: Family, hessian: str
+) -> Array:
+    """(n,) weights W of log det from the observed ones."""
+    if hessian == "observed" or family.canonical:
+        return observed
+    expected = family.expected_information(eta, weights, params.phi)
+    assert expected is not None
+    return expected
+
+
+class AtMode(NamedTuple):
+    """An evaluation with its pieces."""
+
+    value: Array  # Laplace deviance without the data constant; +inf where PIRLS failed
+    mode: Mode
+    T: Blocked
+    eta: Array  # (n,)
+    kernel: Array  # (n,) log density without its constant
+    blocks: Blocks  # Z'WZ with the weights of log det
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(self.mode.u, self.mode.beta, self.mode.status, self.mode.iterations)
+
+
+def at_mode(
+    params: Parameters, design: Design, family: Family, u0: Blocked, hessian: str, joint: bool = False
+) -> AtMode:
+    """Laplace deviance and what it is made of; arguments as for `laplace`."""
+    mode: Mode = conditional_mode(params, design, u0, family, joint)
+    beta = mode.beta if joint else params.beta
+    T = factors(params.theta, design)
+    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
+    eta = linear_predictor(unspool(mode.u, T), beta, design)
+    kernel, _, w = family.derivatives(y, eta, weights, params.phi)
+    w = curvature_weights(w, eta, weights, params, family, hessian)
+    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+    factor = factorise(blocks, T, design.plan)
+    value = -2.0 * kernel.sum() + squared_norm(mode.u) + factor.logdet
+    good = (mode.status == CONVERGED) & jnp.isfinite(value) & family.in_range(y, eta).all()
+    return AtMode(jnp.where(good, value, jnp.inf), mode._replace(beta=beta), T, eta, kernel, blocks)
+
+
 def laplace(
     params: Parameters, design: Design, family: Family, u0: Blocked, hessian: str, joint: bool = False
 ) -> tuple[Array, Evaluation]:
@@ -71,20 +114,8 @@ def laplace(
 
     With `joint`, beta is the penalised joint mode (nAGQ = 0) and params.beta only its start.
     """
-    mode: Mode = conditional_mode(params, design, u0, family, joint)
-    beta = mode.beta if joint else params.beta
-    T = factors(params.theta, design)
-    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
-    eta = linear_predictor(unspool(mode.u, T), beta, design)
-    kernel, _, w = family.derivatives(y, eta, weights, params.phi)
-    if hessian == "expected" and not family.canonical:
-        expected = family.expected_information(eta, weights, params.phi)
-        assert expected is not None
-        w = expected
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-    value = -2.0 * kernel.sum() + squared_norm(mode.u) + factor.logdet
-    good = (mode.status == CONVERGED) & jnp.isfinite(value) & family.in_range(y, eta).all()
-    return jnp.where(good, value, jnp.inf), Evaluation(mode.u, beta, mode.status, mode.iterations)
+    at = at_mode(params, design, family, u0, hessian, joint)
+    return at.value, at.evaluation
 
 
 _warned = False
@@ -138,6 +169,3 @@ def laplace_joint(theta: Any, design: Design, family: Family, beta0: Any, phi: A
     u0 = zero_u(design, params.beta.dtype)
     value, at = laplace(params, design, family, u0, resolve_hessian(None, family), joint=True)
     return value + log_density_constant(design, family), at.beta
-
-
-value_and_gradient = jax.value_and_grad(laplace, has_aux=True)

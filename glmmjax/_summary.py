@@ -80,7 +80,8 @@ def messages(model: MixedModel) -> list[str]:
         )
     if few:
         notes.append(f"fewer than 5 levels, variances are poorly determined: {', '.join(few)}")
-    return notes + convergence_problems(model) + ([singular] if singular else [])
+    rough = model._approximation_note
+    return notes + convergence_problems(model) + ([singular] if singular else []) + ([rough] if rough else [])
 
 
 def verdict(model: MixedModel) -> str:
@@ -166,10 +167,7 @@ def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
     return "\n".join(" " + line for line in columns_text(rows, [False, False] + [True] * (len(header) - 2)))
 
 
-_TITLE = {
-    0: "Generalized linear mixed model fit by maximum likelihood (joint PIRLS, nAGQ = 0)",
-    1: "Generalized linear mixed model fit by maximum likelihood (Laplace Approximation)",
-}
+_APPROXIMATION = {0: "joint PIRLS, nAGQ = 0", 1: "Laplace Approximation"}
 
 
 def header_lines(model: MixedModel) -> list[str]:
@@ -177,7 +175,9 @@ def header_lines(model: MixedModel) -> list[str]:
     if model.is_linear:
         out = [f"Linear mixed model fit by {'REML' if model.REML else 'maximum likelihood'}"]
     else:
-        out = [_TITLE[model.nAGQ], f" Family: {model.family.name}  ( {model.family.link.name} )"]
+        how = _APPROXIMATION.get(model.nAGQ, f"Adaptive Gauss-Hermite Quadrature, nAGQ = {model.nAGQ}")
+        out = [f"Generalized linear mixed model fit by maximum likelihood ({how})"]
+        out.append(f" Family: {model.family.name}  ( {model.family.link.name} )")
     out.append(f"Formula: {model.formula}")
     if model._spec.hessian != model.family.default_hessian:
         out.append(f"Curvature: {model._spec.hessian} information")

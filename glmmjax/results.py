@@ -26,12 +26,16 @@ from ._design import Design, factors, linear_predictor
 from ._errors import DataError
 from ._fit import Estimates, FitStats, Problem, block_diagonal
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
-from ._objective import laplace, log_density_constant
+from ._objective import curvature_weights, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
 from ._precision import x64
+from ._quadrature import marginal
 from .families import Family
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ._approximation import QuadratureError
     from ._frame import ModelData
     from ._summary import Summary
 
@@ -55,7 +59,7 @@ def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> t
 @partial(jax.jit, static_argnames=("family", "hessian"))
 def _pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array, Array]:
     """log|L|^2, R_X'R_X and the working weights at the modes."""
-    w, T = _working_weights(params, u, design, family, hessian)
+    w, T = working_weights(params, u, design, family, hessian)
     factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
     zero = jnp.zeros_like(w)
     B = border(w, T, design)
@@ -65,24 +69,20 @@ def _pieces(params: Parameters, u: Blocked, design: Design, family: Family, hess
     return factor.logdet, information, w
 
 
-def _working_weights(
+def working_weights(
     params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
 ) -> tuple[Array, Blocked]:
     T = factors(params.theta, design)
     eta = linear_predictor(unspool(u, T), params.beta, design)
     weights = jnp.asarray(design.weights)
     _, _, w = family.derivatives(jnp.asarray(design.y), eta, weights, params.phi)
-    if hessian == "expected" and not family.canonical:
-        expected = family.expected_information(eta, weights, params.phi)
-        assert expected is not None
-        w = expected
-    return w, T
+    return curvature_weights(w, eta, weights, params, family, hessian), T
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))
 def _conditional_covariances(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> Blocked:
     """Lambda (L L')^-1 Lambda' per level, (m, k, k) per block."""
-    w, T = _working_weights(params, u, design, family, hessian)
+    w, T = working_weights(params, u, design, family, hessian)
     blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
     H = penalised(blocks, T, design.plan)
     inverse = selected_inverse(eliminate(H, design.plan), H, design.plan)
@@ -92,7 +92,7 @@ def _conditional_covariances(params: Parameters, u: Blocked, design: Design, fam
 @partial(jax.jit, static_argnames=("family", "hessian"))
 def _leverages(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> Array:
     """w_i d(log det of the joint penalised information)/dw_i: the diagonal of the hat matrix."""
-    w, T = _working_weights(params, u, design, family, hessian)
+    w, T = working_weights(params, u, design, family, hessian)
 
     def logdet(w: Array) -> Array:
         factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
@@ -195,7 +195,7 @@ class MixedModel:
 
     @property
     def nAGQ(self) -> int:
-        """0: beta found inside PIRLS; 1: Laplace."""
+        """0: beta found inside PIRLS; 1: Laplace; more: adaptive Gauss-Hermite points per random effect."""
         return self._spec.nAGQ
 
     @property
@@ -653,6 +653,64 @@ class MixedModel:
             out += match
         return sorted(set(out))
 
+    # ---- quality of the approximation ----------------------------------------------------------------
+    def quadrature_error(self, k: int | None = None, tol: float = 1e-3, shift: bool = True) -> QuadratureError:
+        """How far the approximation of the likelihood is off at the estimates, by level and in total.
+
+        Args:
+            k: quadrature points per random effect to compare with; None takes the first of 3, 5, 9, 17, 33, 65
+                that agrees with 2k - 1 points within `tol`.
+            tol: deviance units.
+            shift: also estimate how far the parameters would move with k points, by one Newton step.
+
+        Returns:
+            `QuadratureError`: text, HTML, `frame` by level, `totals`, `error`, `k`, `shift`.
+
+        Raises:
+            NotSupportedError: several grouping factors, more than 4 random effects per level, or a linear model.
+        """
+        from ._approximation import quadrature_error
+
+        return quadrature_error(self, k, tol, shift)
+
+    def integrands(self, axis: int = 0, z: Any = None) -> pd.DataFrame:
+        """The conditional density of each level's random effects along a standardised axis.
+
+        Args:
+            axis: random effect of the level, in the order of the terms; axes are L_j^-T's columns, the others at 0.
+            z: points, standardised by each level's mode and curvature; default 81 from -4 to 4.
+
+        Returns:
+            Columns level, z, density (scaled to the standard normal's at z = 0), normal (that density),
+            ratio (t(z), their quotient; 1 everywhere where Laplace's approximation is exact).
+        """
+        from ._approximation import integrands
+
+        return integrands(self, axis, z)
+
+    def plot_integrands(
+        self, kind: str = "density", axis: int = 0, levels: Sequence[Any] | None = None, z: Any = None
+    ) -> tuple[Figure, pd.DataFrame]:
+        """A panel per level: its conditional density against the standard normal, or their ratio.
+
+        Args:
+            kind: "density" or "ratio".
+            axis, z: as `integrands`.
+            levels: to show; None takes all, or the 30 with the largest error.
+
+        Returns:
+            Figure, and the data in it.
+        """
+        from ._approximation import plot_integrands
+
+        return plot_integrands(self, kind, axis, levels, z)
+
+    @cached_property
+    def _approximation_note(self) -> str:
+        from ._approximation import notable
+
+        return notable(self)
+
     # ---- lme4's getME, devcomp ---------------------------------------------------------------------
     def hatvalues(self) -> pd.Series:
         """Leverages: diagonal of W^1/2 [Z Lambda, X] M^-1 [Z Lambda, X]' W^1/2 with *working* weights W.
@@ -762,7 +820,7 @@ class MixedModel:
         def deviance(theta: Any, beta: Any) -> float:
             with x64():
                 params = Parameters(jnp.asarray(theta, float), jnp.asarray(beta, float), jnp.asarray(phi))
-                value, _ = _laplace(params, self._design, self.family, start, self._spec.hessian)
+                value, _ = _marginal(params, self._design, self.family, start, self._spec.hessian, max(self.nAGQ, 1))
                 return float(value + log_density_constant(self._design, self.family))
 
         return deviance
@@ -854,7 +912,7 @@ class MixedModel:
         return self.summary()._repr_html_()
 
 
-_laplace = jax.jit(laplace, static_argnames=("family", "hessian", "joint"))
+_marginal = jax.jit(marginal, static_argnames=("family", "hessian", "nAGQ"))
 
 
 def _symmetric_inverse(A: np.ndarray) -> np.ndarray:
