@@ -28,6 +28,8 @@ class Case:
     formulas: Mapping[str, str] = field(default_factory=dict)
     long: bool = False  # left out of --quick
     REML: bool | None = None  # of linear models; None: a generalised one
+    nAGQ: int = 1
+    cannot: Mapping[str, str] = field(default_factory=dict)  # systems without this model, and why
 
     @property
     def criterion(self) -> str:
@@ -157,7 +159,7 @@ _PAIRS = [f"{a}:{b}" for i, a in enumerate(_VERBAGG) for b in _VERBAGG[i + 1 :]]
 
 INSTEVAL_FORMULA = "y01 ~ service + (1 | s) + (1 | d) + (1 | dept:service)"
 
-#: single fits of generalised models by the Laplace approximation
+#: single fits of generalised models by the Laplace approximation, and by quadrature where the name says so
 GLMM_FITS = {
     case.name: case
     for case in (
@@ -184,6 +186,34 @@ GLMM_FITS = {
             "binomial",
             _contraception,
             {"glmm": f"use01 ~ {_CM} + (urban | district)"},
+        ),
+        Case(
+            "cbpp_nagq25",
+            "cbpp by adaptive quadrature with 25 points",
+            "cbind(incidence, size - incidence) ~ period + (1 | herd)",
+            "binomial",
+            _cbpp,
+            {"glmm": "cbind(incidence, healthy) ~ period + (1 | herd)"},
+            nAGQ=25,
+        ),
+        Case(
+            "contraception_cm3_nagq9",
+            "Contraception cm3 by adaptive quadrature with 9 points",
+            f"use ~ {_CM} + (1 | district)",
+            "binomial",
+            _contraception,
+            {"glmm": f"use01 ~ {_CM} + (1 | district)"},
+            nAGQ=9,
+        ),
+        Case(
+            "contraception_cm4_nagq9",
+            "Contraception cm4 by adaptive quadrature with 9 x 9 points",
+            f"use ~ {_CM} + (urban | district)",
+            "binomial",
+            _contraception,
+            {"glmm": f"use01 ~ {_CM} + (urban | district)"},
+            nAGQ=9,
+            cannot={"lme4": "nAGQ > 1 takes one scalar term"},
         ),
         Case(
             "grouseticks",

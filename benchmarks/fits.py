@@ -62,7 +62,7 @@ def _worker(case: Case, settings: Settings, variant: str, first_only: bool) -> N
 
     def fit() -> gj.MixedModel:
         if case.REML is None:
-            m = gj.glmer(case.formula, data, family=case.family)
+            m = gj.glmer(case.formula, data, family=case.family, nAGQ=case.nAGQ)
         else:
             m = gj.lmer(case.formula, data, REML=case.REML)
         m.bse  # noqa: B018

@@ -46,6 +46,11 @@ resident <- function(field) {  # MB of this process; Linux only
   as.numeric(sub("[^0-9]*([0-9]+).*", "\\1", grep(paste0("^", field, ":"), lines, value = TRUE))) / 1024
 }
 before <- resident("VmRSS")
+saturated <- function(m) {  # -2 log density at mu = y, which logLik leaves out for nAGQ > 1
+  if (!isGLMM(m) || m@devcomp$dims[["nAGQ"]] <= 1) return(0)
+  y <- m@resp$y; w <- m@resp$weights
+  family(m)$aic(y, w, y, w, 0)
+}
 emit <- function(variant, status, m, times) {
   messages <- paste(unlist(m@optinfo$conv$lme4$messages), collapse = "; ")
   if (isSingular(m)) messages <- paste(c("singular", messages[messages != ""]), collapse = "; ")
@@ -53,7 +58,7 @@ emit <- function(variant, status, m, times) {
   memory <- if (length(peak)) sprintf(', "memory": {"before": %.1f, "peak": %.1f}', before, peak) else ""
   cat(sprintf(paste0('RECORD {"variant": %s, "status": %s, "objective": %.15g, "converged": %s, ',
                      '"message": %s, "evaluations": %d, "rows": %d, "times": {%s}%s}\n'),
-              quoted(variant), quoted(status), -2 * as.numeric(logLik(m)),
+              quoted(variant), quoted(status), -2 * as.numeric(logLik(m)) + saturated(m),
               if (messages == "") "true" else "false",
               quoted(messages), as.integer(m@optinfo$feval), nobs(m), times, memory))
   flush(stdout())
@@ -98,6 +103,8 @@ def lme4(case: Case, settings: Settings) -> list[Record]:
     """Default (g)lmer and, unless quick or out of time, without derivatives; an R process each."""
     if reason := lme4_available():
         return [{"system": "lme4", "variant": "default", "status": "skipped", "message": reason}]
+    if reason := case.cannot.get("lme4"):
+        return [{"system": "lme4", "variant": "default", "status": "skipped", "message": reason}]
     records: list[Record] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,7 +115,8 @@ def lme4(case: Case, settings: Settings) -> list[Record]:
             if records and (settings.quick or records[-1]["status"] != "ok"):
                 break
             if case.REML is None:
-                fit, kind = f"glmer(form, data, family = family, control = glmerControl({control}))", case.family
+                fit = f"glmer(form, data, family = family, nAGQ = {case.nAGQ}, control = glmerControl({control}))"
+                kind = case.family
             else:
                 fit = f"{{m <- lmer(form, data, REML = REML, control = lmerControl({control})); vcov(m); m}}"
                 kind = "REML" if case.REML else "ML"
@@ -163,7 +171,7 @@ def _glmm(variant: str) -> Peer:
     def fit(case: Case, data: pd.DataFrame) -> glmm.Fit:
         formula = case.formula_for("glmm")
         if case.REML is None:
-            return glmm.fit(data, formula, case.family, anova_test="Wald")
+            return glmm.fit(data, formula, case.family, anova_test="Wald", nagq=case.nAGQ)
         return glmm.fit(data, formula, reml=case.REML, satterthwaite=variant == WITH_DF)
 
     def read(m: glmm.Fit) -> Record:

@@ -393,7 +393,7 @@ def _panels(frame: pd.DataFrame, names: list[Any], kind: str, group: str, axis: 
     for panel, name in zip(axes.flat, names, strict=False):
         own = by_level[name]
         if kind == "density":
-            panel.plot(own["z"], own["normal"], color="0.6", linewidth=1.0, linestyle="--")
+            panel.plot(own["z"], own["normal"], color="C1", linewidth=1.2, linestyle="--")
             panel.plot(own["z"], own["density"], color="C0", linewidth=1.3)
         else:
             panel.axhline(1.0, color="0.6", linewidth=1.0, linestyle="--")

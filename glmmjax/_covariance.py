@@ -74,14 +74,15 @@ class Unstructured:
         """theta of the covariance (k, k) of this structure nearest to cov, which is positive definite."""
         return _library(cov).linalg.cholesky(cov)[self.index()]
 
-    def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
+    def curvature(self, theta: Any, m: int, reliability: Any) -> Any:
         """Rough second derivatives of the deviance in theta (n_theta,), from m levels.
 
         For one column that is 4 m r^2 / theta^2, the expected information of a balanced Gaussian design,
         r being the reliability of the conditional modes.
         """
         rows, cols = self.index()
-        scale = np.sqrt(np.square(self.host_factor(theta)).sum(axis=1))
+        T = self.factor(theta) if isinstance(theta, Array) else self.host_factor(theta)
+        scale = (T**2).sum(axis=1) ** 0.5
         size = np.where(rows == cols, 4.0, 2.0) * m
         return size * reliability[rows] * reliability[cols] / scale[rows] ** 2
 
@@ -139,8 +140,8 @@ class Diagonal:
     def theta_near(self, cov: Any) -> Any:
         return _library(cov).sqrt(_library(cov).diagonal(cov))
 
-    def curvature(self, theta: np.ndarray, m: int, reliability: np.ndarray) -> np.ndarray:
-        return 4.0 * m * np.square(reliability / theta)
+    def curvature(self, theta: Any, m: int, reliability: Any) -> Any:
+        return 4.0 * m * (reliability / theta) ** 2
 
     def on_diagonal(self) -> np.ndarray:
         return np.ones(self.k, bool)

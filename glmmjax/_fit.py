@@ -109,8 +109,8 @@ class Estimates:
 class Start(NamedTuple):
     """Where a search starts, in internal units."""
 
-    x: np.ndarray  # (P,)
-    inverse: np.ndarray  # (P, P) guess of the inverse Hessian
+    x: Any  # (P,)
+    inverse: Any  # (P, P) guess of the inverse Hessian
     carry: Any
     constant: Any  # part of the deviance that no parameter enters
 

@@ -17,7 +17,7 @@ from jax import Array
 
 from . import _optimise as opt
 from ._design import Design, factors, linear_predictor
-from ._fit import PATH_LENGTH, Problem, Scaling, Start, block_diagonal, safe_inverse
+from ._fit import PATH_LENGTH, Problem, Scaling, Start
 from ._linalg import factorise, sandwich, solve, spd_inverse, weighted_products
 from ._objective import log_density_constant
 from ._pirls import (
@@ -62,23 +62,23 @@ def scale_z(design: Design) -> tuple[Design, np.ndarray]:
     return replace(design, z=tuple(zs)), c
 
 
-class JointStart(NamedTuple):
-    """Joint penalised fit at the starting theta, and what it says about theta."""
+class Carry(NamedTuple):
+    """Modes of the last accepted evaluation, where the next one starts."""
 
-    beta: Array  # (p,)
     u: Blocked
-    information: Array  # (p, p) of beta, u eliminated
-    covariances: tuple[Array, ...]  # per term, one EM step for the covariance (k, k)
-    reliabilities: tuple[Array, ...]  # per term, of the conditional modes (k,)
-    constant: Array  # -2 log density constant
-    status: Array
+    beta: Any
+    status: Any
 
 
-@partial(jax.jit, static_argnames=("family",))
-def joint_start(theta: Array, phi: Array, design: Design, family: Family) -> JointStart:
-    """PIRLS in (u, beta) at theta, for a design in internal units (Xs'Xs = n I).
+@partial(jax.jit, static_argnames=("family", "nAGQ"))
+def starting_values(
+    theta: Array, phi: Array, fixed: Array, design: Design, family: Family, nAGQ: int
+) -> tuple[Array, Array, Carry, Array]:
+    """Point, inverse metric, carry and data constant to start from, for a design in internal units (Xs'Xs = n I).
 
-    It starts from the link of R's mustart regressed on X, or from a constant mean where that is better.
+    PIRLS in (u, beta) at theta, from the link of R's mustart regressed on X or from a constant mean where that is
+    better; then, unless theta is `fixed`, one EM step for each term's covariance, kept off the boundary. The metric
+    has beta's information in that fit, and for theta a rule of thumb from numbers of levels.
     """
     u0 = zero_u(design, theta.dtype)
     y, weights, X = jnp.asarray(design.y), jnp.asarray(design.weights), jnp.asarray(design.X)
@@ -98,43 +98,46 @@ def joint_start(theta: Array, phi: Array, design: Design, family: Family) -> Joi
     beta0 = jnp.where(value(rows) >= value(constant), rows, constant)
     params = Parameters(theta, beta0, phi)
     mode = find_mode(params, design, family, u0, joint=True, tolerance=1e-6)
+    good = mode.status == CONVERGED
     T = factors(theta, design)
     b = unspool(mode.u, T)
     eta = linear_predictor(b, mode.beta, design)
     _, score, w = family.derivatives(y, eta, weights, phi)
     w = w if family.canonical else safe_weights(eta, w, params, design, family)
     blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
-    factor = factorise(blocks, T, design.plan)
-    B = border(w, T, design)
-    g = score_u(score, mode.u, T, design)
-    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
-    information, _ = fixed_information(w, score, B, g, solve(factor, rhs, design.plan), design)
-    covariances, reliabilities = [], []
+    x, curvatures = [], []
     for term in design.terms:
-        columns = term.columns
-        t = T[term.block][columns, columns]
-        D, _ = spd_inverse(sandwich(t, blocks.diagonal[term.block][:, columns, columns], t) + jnp.eye(t.shape[0]))
+        columns, start = term.columns, theta[term.theta]
+        t, m = T[term.block][columns, columns], design.n_levels[term.block]
+        eye = jnp.eye(t.shape[0], dtype=t.dtype)
+        D = spd_inverse(sandwich(t, blocks.diagonal[term.block][:, columns, columns], t) + eye)[0].mean(0)
+        reliability = 1.0 - jnp.diagonal(D)  # of the conditional modes
         effects = b[term.block][:, columns]
-        m = design.n_levels[term.block]
-        covariances.append(effects.T @ effects / m + t @ D.mean(0) @ t.T)
-        reliabilities.append(1.0 - jnp.diagonal(D.mean(0)))
-    return JointStart(
-        mode.beta,
-        mode.u,
-        information,
-        tuple(covariances),
-        tuple(reliabilities),
-        log_density_constant(design, family),
-        mode.status,
-    )
-
-
-class Carry(NamedTuple):
-    """Modes of the last accepted evaluation, where the next one starts."""
-
-    u: Blocked
-    beta: Any
-    status: Any
+        cov = effects.T @ effects / m + t @ D @ t.T
+        size = jnp.trace(cov) / t.shape[0]
+        near = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * eye)
+        at = jnp.where(~fixed & good & jnp.isfinite(near).all(), near, start)
+        x.append(at)
+        reliable = jnp.clip(jnp.nan_to_num(reliability, nan=1.0), 0.05, 1.0)
+        rough = jnp.where(fixed, term.structure.start(), at)  # a given theta may be 0
+        curvatures.append(term.structure.curvature(rough, m, reliable))
+    parts = [jnp.diag(1.0 / jnp.concatenate(curvatures))]
+    if nAGQ:
+        x.append(mode.beta)
+        if design.p:
+            factor = factorise(blocks, T, design.plan)
+            B = border(w, T, design)
+            g = score_u(score, mode.u, T, design)
+            rhs = tuple(jnp.concatenate([r[..., None], c], axis=2) for r, c in zip(g, B, strict=True))
+            information, _ = fixed_information(w, score, B, g, solve(factor, rhs, design.plan), design)
+            values, vectors = jnp.linalg.eigh(2.0 * jnp.where(jnp.isfinite(information), information, 0.0))
+            parts.append((vectors / jnp.maximum(values, jnp.maximum(1e-8 * values[-1], 1e-8))) @ vectors.T)
+    x.append(jnp.log(phi))
+    parts.append(jnp.eye(phi.shape[0], dtype=theta.dtype) / design.n)
+    u = jax.tree.map(lambda a: jnp.where(good, a, 0.0), mode.u)
+    carry = Carry(u, mode.beta, jnp.zeros((), jnp.int32))
+    inverse = jax.scipy.linalg.block_diag(*[part for part in parts if part.shape[0]])
+    return jnp.concatenate(x), inverse, carry, log_density_constant(design, family)
 
 
 def deviance_at(
@@ -196,8 +199,9 @@ class GeneralisedProblem(Problem):
     """A GLMM: theta, beta and log phi outside (theta alone for nAGQ = 0), PIRLS inside."""
 
     def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str, exact: bool = False) -> None:
-        scaled, self.scaling = scale_design(design, len(family.phi_names))
-        self.design: Design = jax.device_put(scaled)
+        self.design, self.scaling = scale_design(design, len(family.phi_names))
+        if jax.default_backend() != "cpu":  # there once; on a CPU every program takes NumPy arrays as they are
+            self.design = jax.device_put(self.design)
         self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
         self.joint, self.exact = nAGQ == 0, exact
 
@@ -208,40 +212,24 @@ class GeneralisedProblem(Problem):
     def with_response(self, y: np.ndarray) -> Problem:
         other = copy(self)
         other.original = replace(self.original, y=y)
-        other.design = replace(self.design, y=jax.device_put(y))
+        other.design = replace(self.design, y=y)
         return other
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
-        design, p = self.original, self.original.p
+        design = self.original
         theta, beta = start.get("theta"), start.get("beta")
         phi = np.asarray(start.get("phi", self.family.phi_start()), float).reshape(-1)
         # the joint fit is at identity factors, or at the user's theta (units of the data)
         theta0 = design.theta_start if theta is None else self.scaling.c * theta
-        begin = joint_start(theta0, phi, self.design, self.family)
-        host = jax.device_get(begin._replace(u=()))
-        good = int(host.status) == CONVERGED
-        blocks, parts = [], []
-        u = begin.u
-        for term, cov, r in zip(design.terms, host.covariances, host.reliabilities, strict=True):
-            part = theta0[term.theta]
-            size = float(np.trace(cov)) / cov.shape[0]
-            reliable = np.clip(np.nan_to_num(r, nan=1.0), 0.05, 1.0)
-            if theta is None and good and np.isfinite(size):
-                # one EM step from the identity; kept off the boundary
-                part = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * np.eye(cov.shape[0]))
-            at = part if theta is None else term.structure.start()
-            curvature = term.structure.curvature(at, design.n_levels[term.block], reliable)
-            parts.append(part)
-            blocks.append(np.diag(1.0 / curvature))
-        beta_s = host.beta if beta is None else self.scaling.A @ beta
-        x = [*parts, np.log(phi)] if self.joint else [*parts, beta_s, np.log(phi)]
-        if not self.joint and p:
-            blocks.append(safe_inverse(2.0 * host.information))
-        blocks += [np.eye(1) / design.n] * phi.size
-        if not good:
-            u = zero_u(self.design, jnp.float64)
-        carry = Carry(u, beta_s, np.zeros((), np.int32))
-        return Start(np.concatenate(x), block_diagonal(blocks), carry, begin.constant)
+        made = starting_values(theta0, phi, np.asarray(theta is not None), self.design, self.family, self.nAGQ)
+        begin = Start(*made)  # on the device: nothing waits for it
+        if beta is None:
+            return begin
+        own = self.scaling.A @ beta
+        x = np.array(begin.x)
+        if self.nAGQ:
+            x[design.n_theta : design.n_theta + design.p] = own
+        return begin._replace(x=x, carry=begin.carry._replace(beta=own))
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         return run(begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)

@@ -216,7 +216,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "nAGQ negative": ({"nAGQ": -1}, ValueError, ["nAGQ", "-1"]),
     "nAGQ fractional": ({"nAGQ": 1.5}, ValueError, ["nAGQ", "1.5"]),
     "nAGQ logical": ({"nAGQ": True}, ValueError, ["nAGQ", "True"]),
-    "nAGQ too large": ({"nAGQ": 5}, ValueError, ["nAGQ = 5", "nAGQ = 1"]),
+    "nAGQ too large": ({"nAGQ": 101}, ValueError, ["nAGQ", "at most 100", "101"]),
     "unknown family": ({"family": "binomal"}, ValueError, ["'binomal'", "binomial", "poisson"]),
     "unknown link": ({"family": "binomial(logti)"}, ValueError, ["'logti'", "logit", "probit"]),
     "quasi": ({"family": "quasibinomial"}, ValueError, ["quasi", "observation-level", "beta-binomial"]),
