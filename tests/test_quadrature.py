@@ -426,7 +426,7 @@ def test_memory_is_bounded() -> None:
 
     used = jax.jit(both).lower(np.zeros(7), design).compile().memory_analysis().temp_size_in_bytes
     chunk = 8 * max(n, _quadrature.CHUNK)
-    assert used < 60 * chunk, used / chunk
+    assert used < 45 * chunk, used / chunk
 
 
 # -------------------- the quality of the approximation
