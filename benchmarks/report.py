@@ -189,6 +189,41 @@ def fit_table(group: Sequence[Record], case: Case) -> str:
     return f"### {case.title}\n\n`{case.formula}`{f', {n:,} rows' if n else ''}\n\n{table(header, rows)}"
 
 
+def inference(records: list[Record]) -> str:
+    """One row per task and way."""
+    rows = []
+    for name, group in _by_case(records).items():
+        peer = _find(group, "lme4", "")
+        for r in group:
+            if r["system"] != "glmmjax":
+                continue
+            value = " ".join(f"{v:.5g}" for v in r.get("value", []))
+            other = " ".join(f"{v:.5g}" for v in peer.get("value", []))
+            rows.append(
+                [
+                    name,
+                    r.get("variant", ""),
+                    show_time(seconds(r, "first")),
+                    show_time(seconds(r, "call")),
+                    show_time(seconds(peer, "call")),
+                    show_ratio(peer, seconds(r, "call")),
+                    value,
+                    other,
+                    str(peer.get("message", "")),
+                ]
+            )
+    header = ["task", "way", "first", "warm", "lme4", "lme4 / warm", "value", "lme4's value", "remarks"]
+    return table(header, rows) + "\n" + _INFERENCE_NOTES
+
+
+_INFERENCE_NOTES = """\
+The fit is outside the clock, in both systems. `first`: with compilation; `warm`: the same again on a refitted
+model. `value`: of a profile the 95 % interval of the first parameter; of a bootstrap the standard errors of the first
+two fixed effects; of a deletion the two largest Cook's distances on lme4's scale. lme4 profiles and deletes with its
+default tolerances, on which its values depend; its bootstrap runs fewer replicates and its time is scaled up.
+"""
+
+
 def scaling(records: list[Record]) -> str:
     """One row per number of rows."""
     from .lmm_scaling import CASES, TARGET

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from . import datasets as datasets
     from . import families as families
     from . import links as links
+    from . import plots as plots
     from ._anova import anova as anova
     from ._control import Control as Control
     from ._covariance import Diagonal as Diagonal
     from ._covariance import Unstructured as Unstructured
     from ._design import Design as Design
     from ._design import design_arrays as design_arrays
+    from ._drop import add1 as add1
+    from ._drop import drop1 as drop1
     from ._errors import DataError as DataError
     from ._errors import FormulaError as FormulaError
     from ._glmer import ConvergenceWarning as ConvergenceWarning
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
     from ._pirls import pirls as pirls
     from ._pls import lmm_deviance as lmm_deviance
     from ._pls import pls as pls
+    from ._pool import pool as pool
     from ._quadrature import agq_deviance as agq_deviance
     from ._quadrature import gauss_hermite as gauss_hermite
+    from ._simulate import simulate as simulate
     from ._structure import Structure as Structure
     from ._structure import structure as structure
     from .links import Link as Link
@@ -56,7 +61,11 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "pirls": ("_pirls", "pirls"),
     "lmm_deviance": ("_pls", "lmm_deviance"),
     "pls": ("_pls", "pls"),
+    "pool": ("_pool", "pool"),
     "anova": ("_anova", "anova"),
+    "drop1": ("_drop", "drop1"),
+    "add1": ("_drop", "add1"),
+    "simulate": ("_simulate", "simulate"),
     "structure": ("_structure", "structure"),
     "Structure": ("_structure", "Structure"),
     "Control": ("_control", "Control"),
@@ -74,6 +83,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "datasets": ("datasets", None),
     "families": ("families", None),
     "links": ("links", None),
+    "plots": ("plots", None),
 }
 
 __all__ = list(_PUBLIC)

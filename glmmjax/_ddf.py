@@ -51,12 +51,12 @@ _Moving = tuple[Array, Array]
 
 
 class ContrastTest(NamedTuple):
-    """Test of L beta = 0.
+    """Test of L beta = rhs.
 
     Attributes:
         f_value: F, with Kenward and Roger's scale factor. num_df, den_df, p_value: of its distribution.
         mean_sq: F without that factor, times sigma^2.
-        estimate, std_error, t_value: of L beta where L has one row, else NaN.
+        estimate, std_error, t_value: of L beta - rhs where L has one row, else NaN.
     """
 
     f_value: float
@@ -500,12 +500,13 @@ def coefficient_table(model: MixedModel, ddf: str) -> pd.DataFrame:
     return pd.DataFrame({**columns, "p_value": 2.0 * stdtr(df, -np.abs(t))}, index=list(model._data.x_names))
 
 
-def contrast_test(model: MixedModel, L: Any, ddf: str = "satterthwaite") -> ContrastTest:
-    """Test of L beta = 0, as lmerTest's ``contest``.
+def contrast_test(model: MixedModel, L: Any, ddf: str = "satterthwaite", rhs: Any = 0.0) -> ContrastTest:
+    """Test of L beta = rhs, as lmerTest's ``contest``.
 
     Args:
         L: (r, p) or (p,) contrasts of the coefficients of `fixef`; rows may be dependent.
         ddf: as in `coefficient_table`.
+        rhs: () or (r,); `estimate` is what is left after it.
 
     Raises:
         ValueError: the shape does not fit, an entry is not finite, or all are 0.
@@ -519,7 +520,7 @@ def contrast_test(model: MixedModel, L: Any, ddf: str = "satterthwaite") -> Cont
         raise ValueError(f"L must have one column for each of the {p} fixed effects, got shape {L.shape}")
     if not np.isfinite(L).all() or not L.any():
         raise ValueError("L must be finite and not all zero")
-    estimate, inner = L @ model.beta, _in_units_of_Xs(L, model)
+    estimate, inner = L @ model.beta - rhs, _in_units_of_Xs(L, model)
     if len(L) > 1 and isinstance(method, KenwardRoger):  # Satterthwaite's finds the row space itself
         left, size, _ = np.linalg.svd(inner, full_matrices=False)
         basis = left[:, size > np.sqrt(np.finfo(float).eps) * size[0]].T

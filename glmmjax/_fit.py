@@ -137,6 +137,10 @@ class Problem:
         """The same design with another response; nothing else is copied or scaled again."""
         raise NotImplementedError
 
+    def with_weights(self, weights: np.ndarray) -> Problem:
+        """The same design with other weights (n,); rows of weight 0 count as absent."""
+        raise NotImplementedError
+
     def start(self, start: dict[str, np.ndarray]) -> Start:
         """Point, inverse metric, carry and constant to start from; `start` as for `estimate`."""
         raise NotImplementedError

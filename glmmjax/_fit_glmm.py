@@ -215,6 +215,12 @@ class GeneralisedProblem(Problem):
         other.design = replace(self.design, y=y)
         return other
 
+    def with_weights(self, weights: np.ndarray) -> Problem:
+        other = copy(self)
+        other.original = replace(self.original, weights=weights)
+        other.design = replace(self.design, weights=weights)
+        return other
+
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design = self.original
         theta, beta = start.get("theta"), start.get("beta")

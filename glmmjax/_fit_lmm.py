@@ -312,6 +312,13 @@ class LinearProblem(Problem):
         other._cross = None
         return other
 
+    def with_weights(self, weights: np.ndarray) -> LinearProblem:
+        other = copy(self)
+        other.original = replace(self.original, weights=weights)
+        other._scaled = replace(self._scaled, weights=weights)
+        other._cross = None
+        return other
+
     def with_criterion(self, REML: bool) -> LinearProblem:
         """The same problem by REML or by maximum likelihood."""
         other = copy(self)
@@ -327,7 +334,8 @@ class LinearProblem(Problem):
         return self.cross, self._reml, self.original.plan, self.original.terms
 
     def complete(self, estimates: Estimates, carry: Carry) -> Estimates:
-        size = self.original.n - (self.original.p if self.REML else 0)
+        rows = int(np.count_nonzero(self.original.weights))
+        size = rows - (self.original.p if self.REML else 0)
         return replace(estimates, sigma=float(np.sqrt(carry.r2 / size)), RX=np.asarray(carry.schur))
 
     def finish(self, found: opt.Found) -> opt.Found:

@@ -41,8 +41,8 @@ class CrossProducts(NamedTuple):
     A: Array  # (p, p) upper triangular: X = Xs A
     beta_ols: Array  # (p,) taken out of y, in units of Xs
     log_det_A: Array  # log |det A|
-    log_weights: Array  # sum of log weights
-    n: Array  # rows, as a float
+    log_weights: Array  # sum of log weights of the rows that have any
+    n: Array  # their number, as a float
 
 
 def cross_products(design: Design) -> CrossProducts:
@@ -74,8 +74,8 @@ def cross_products(design: Design) -> CrossProducts:
         A,
         beta_ols,
         log_det_A,
-        jnp.log(w).sum(),
-        jnp.full((), n, y.dtype),
+        jnp.log(jnp.where(w > 0.0, w, 1.0)).sum(),
+        (w > 0.0).sum().astype(y.dtype),
     )
 
 

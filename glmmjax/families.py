@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
@@ -103,6 +103,36 @@ class Family:
         """Squared deviance residuals, weights included."""
         raise NotImplementedError(f"family {self.name} has no deviance residuals")
 
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        """Responses drawn at linear predictors eta (n, s), weights (n,) as in the log density; (n, s).
+
+        Counts are integers, for the binomial numbers of successes. sigma is the gaussian residual sd.
+
+        Raises:
+            NotImplementedError: nothing to draw from. DataError: a mean outside the family's range.
+        """
+        raise NotImplementedError(f"family {self.name} has no sampler")
+
+    def _mean_within(self, eta: np.ndarray, low: float, high: float) -> np.ndarray:
+        """Means (n, s), refused where the link leaves the range."""
+        mu = np.asarray(self.link.inverse(jnp.asarray(eta)))
+        bad = ~((mu >= low) & (mu <= high))
+        if bad.any():
+            raise DataError(
+                f"the {self.link.name} link gives a mean of {mu[bad][0]:.4g} here, outside the range of the "
+                f"{self.name} family: no response can be drawn"
+            )
+        return mu
+
+    def _unweighted(self, weights: np.ndarray) -> None:
+        if (weights != 1.0).any():
+            raise NotImplementedError(
+                f"prior weights multiply the log density of the {self.name} family, which then is no distribution to "
+                "draw from; simulate from a fit without weights"
+            )
+
     def __str__(self) -> str:
         return f"{self.name} ({self.link.name})"
 
@@ -190,6 +220,14 @@ class Binomial(Family):
         full = xlogy(y, y) + jax.scipy.special.xlog1py(1.0 - y, -y)
         return 2.0 * weights * (full - fit)
 
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        trials = np.rint(weights)
+        if (np.abs(weights - trials) > 1e-8 * np.maximum(1.0, trials)).any():
+            raise NotImplementedError("some numbers of trials (weights) are not whole: no successes can be drawn")
+        return rng.binomial(trials.astype(np.int64)[:, None], self._mean_within(eta, 0.0, 1.0))
+
 
 def _check_counts(y: np.ndarray, name: str, labels: Any, family: str) -> None:
     bad = y < 0.0
@@ -264,6 +302,12 @@ class Poisson(Family):
     def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
         return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y - mu))
 
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        self._unweighted(weights)
+        return rng.poisson(self._mean_within(eta, 0.0, np.inf))
+
 
 @dataclass(frozen=True)
 class Gaussian(Family):
@@ -303,6 +347,11 @@ class Gaussian(Family):
 
     def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
         return weights * jnp.square(y - mu)
+
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        return np.asarray(eta + sigma / np.sqrt(weights)[:, None] * rng.standard_normal(eta.shape))
 
 
 @dataclass(frozen=True)
@@ -353,6 +402,13 @@ class NegativeBinomial(Family):
         theta = self.theta
         return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y + theta) * jnp.log((y + theta) / (mu + theta)))
 
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        self._unweighted(weights)
+        mu = self._mean_within(eta, 0.0, np.inf)
+        return rng.negative_binomial(self.theta, self.theta / (self.theta + mu))
+
     def __str__(self) -> str:
         return f"negative.binomial({self.theta:g}) ({self.link.name})"
 
@@ -368,6 +424,8 @@ class Custom(Family):
         link: name or `Link`; used for fitted values and `predict(type="response")` only.
         aux: name -> starting value of each extra *positive* parameter, estimated jointly on the log
             scale. For a parameter on the whole line write ``jnp.log(aux["k"])`` in `logpdf`.
+        sampler: ``sampler(rng, eta, aux)`` -> responses (n, s), needed by `simulate` only: a NumPy generator, linear
+            predictors (n, s), and `aux` as above with weights (n, 1).
 
     The Laplace approximation uses the observed information, found by differentiation.
     """
@@ -375,6 +433,7 @@ class Custom(Family):
     logpdf: Callable[[Array, Array, Mapping[str, Array]], Array]
     link: Link
     aux: tuple[tuple[str, float], ...]
+    sampler: Callable[[np.random.Generator, np.ndarray, Mapping[str, Any]], Any] | None = field(compare=False)
     name: ClassVar[str] = "custom"
 
     def __init__(
@@ -382,6 +441,7 @@ class Custom(Family):
         logpdf: Callable[[Array, Array, Mapping[str, Array]], Array],
         link: str | Link = "identity",
         aux: Mapping[str, float] | None = None,
+        sampler: Callable[[np.random.Generator, np.ndarray, Mapping[str, Any]], Any] | None = None,
     ) -> None:
         items = tuple((str(k), float(v)) for k, v in (aux or {}).items())
         for key, value in items:
@@ -395,6 +455,7 @@ class Custom(Family):
         object.__setattr__(self, "logpdf", logpdf)
         object.__setattr__(self, "link", links.get(link))
         object.__setattr__(self, "aux", items)
+        object.__setattr__(self, "sampler", sampler)
 
     @property
     def phi_names(self) -> tuple[str, ...]:
@@ -406,6 +467,19 @@ class Custom(Family):
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         aux = {name: phi[i] for i, name in enumerate(self.phi_names)}
         return self.logpdf(y, eta, {**aux, "weights": weights})
+
+    def simulate(
+        self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
+    ) -> np.ndarray:
+        if self.sampler is None:
+            raise NotImplementedError(
+                "a log density alone cannot be drawn from: give the family sampler=f with f(rng, eta, aux) -> responses"
+            )
+        aux = {name: float(phi[i]) for i, name in enumerate(self.phi_names)}
+        drawn = np.asarray(self.sampler(rng, eta, {**aux, "weights": weights[:, None]}))
+        if drawn.shape != eta.shape:
+            raise ValueError(f"the sampler returned shape {drawn.shape} for linear predictors of shape {eta.shape}")
+        return drawn
 
 
 def _offered(link: str | Link, family: Family) -> Link:

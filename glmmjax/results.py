@@ -6,7 +6,7 @@ derivative of a log-determinant), compiled when first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import erfc, sqrt
@@ -23,7 +23,6 @@ from ._bordered import selected_inverse
 from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
-from ._errors import DataError
 from ._fit import Estimates, FitStats, Problem, block_diagonal
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
 from ._objective import curvature_weights, log_density_constant
@@ -35,8 +34,13 @@ from .families import Family
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ._anova import WaldTest
     from ._approximation import QuadratureError
+    from ._bootstrap import Bootstrap
     from ._frame import ModelData
+    from ._influence import Influence, Sensitivity
+    from ._likelihood import Point
+    from ._profile import Profile
     from ._summary import Summary
 
 SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
@@ -370,12 +374,18 @@ class MixedModel:
         """Conditional means at the modes, on the response scale (proportions for the binomial)."""
         return pd.Series(self._moments[0].copy(), index=self._data.row_index, name="fitted")
 
-    def residuals(self, type: str | None = None, scaled: bool = False) -> pd.Series:
-        """Residuals: "deviance", "pearson", "working" or "response"; definitions as R's glm.
+    def residuals(self, type: str | None = None, scaled: bool = False, seed: int = 0) -> pd.Series:
+        """Residuals: "deviance", "pearson", "working", "response" (definitions as R's glm) or "quantile".
 
         The default is lme4's: "response" for linear models, else "deviance". `scaled` divides by sigma.
+        "quantile" are Dunn & Smyth's randomised quantile residuals, standard normal under the model and
+        `scaled` already; `seed` is that of their randomness.
         """
         type = type or ("response" if self.is_linear else "deviance")
+        if type == "quantile":
+            from ._summaries import quantile_residuals
+
+            return pd.Series(quantile_residuals(self, seed), index=self._data.row_index, name="quantile_residual")
         mu, slope, variance, deviance = self._moments
         y, weights = np.asarray(self._design.y), np.asarray(self._design.weights)
         response = y - mu
@@ -390,7 +400,8 @@ class MixedModel:
         elif type == "response":
             values = response
         else:
-            raise ValueError(f"residuals type must be 'deviance', 'pearson', 'working' or 'response', got {type!r}")
+            known = "'deviance', 'pearson', 'working', 'response' or 'quantile'"
+            raise ValueError(f"residuals type must be {known}, got {type!r}")
         if scaled:
             values = values / self.sigma
         return pd.Series(values, index=self._data.row_index, name=f"{type}_residual")
@@ -416,24 +427,37 @@ class MixedModel:
             logdet, information, w = _pieces(*self._device, self._design, self.family, self._spec.hessian)
             return float(logdet), np.asarray(information), np.asarray(w)
 
-    def vcov(self, full: bool = False, type: str = "hessian") -> pd.DataFrame:
+    def vcov(self, full: bool = False, type: str = "hessian", cluster: str | None = None) -> pd.DataFrame:
         """Covariance of the estimates.
 
         Args:
-            full: over theta, beta and log-dispersions instead of beta alone.
-            type: "hessian" (2 x inverse Hessian of the deviance over all parameters) or "rx"
-                ((R_X'R_X)^-1, theta taken as known: lme4's use.hessian=FALSE). nAGQ = 0 has "rx" only,
-                and for linear models both are sigma^2 (R_X'R_X)^-1.
+            full: over theta, beta and log-dispersions (log sigma of a linear model) instead of beta alone.
+            type: "hessian" (2 x inverse Hessian of the deviance over all parameters), "rx"
+                ((R_X'R_X)^-1, theta taken as known: lme4's use.hessian=FALSE), or "robust" (sandwich of the
+                clusters' scores). nAGQ = 0 has "rx" only, and for linear models beta's part of both is
+                sigma^2 (R_X'R_X)^-1. A REML fit's robust covariance is that of its ML fit.
+            cluster: for "robust", independent clusters: a grouping factor or a column; None takes the factor in
+                which the others are nested.
         """
-        if type not in ("hessian", "rx"):
-            raise ValueError(f"vcov type must be 'hessian' or 'rx', got {type!r}")
-        if full and self.is_linear:
-            raise NotSupportedError("vcov(full=True) is for generalised models; vcov() has the fixed effects")
+        if type not in ("hessian", "rx", "robust"):
+            raise ValueError(f"vcov type must be 'hessian', 'rx' or 'robust', got {type!r}")
+        if cluster is not None and type != "robust":
+            raise ValueError("cluster is for type='robust'")
         names = list(self._data.x_names)
+        if type == "robust":
+            from ._influence import robust_covariance
+
+            joint = robust_covariance(self, cluster)
+            return joint if full else joint.loc[names, names]
         if not full:
             return pd.DataFrame(self._fixed_covariance(type), names, names)
         if type == "rx":
-            raise ValueError("vcov(full=True) needs type='hessian'")
+            raise ValueError("vcov(full=True) needs type='hessian' or 'robust'")
+        if self.is_linear:
+            from ._influence import Sensitivity
+
+            made = Sensitivity(self, self.REML)
+            return pd.DataFrame(2.0 * made.inverse, made.names, made.names)
         if self.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 has no joint covariance of theta and beta; fit with nAGQ = 1")
         labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
@@ -496,15 +520,84 @@ class MixedModel:
             table["p_value"] = np.array([erfc(v / sqrt(2.0)) for v in np.abs(statistic)])
         return pd.DataFrame(table, index=list(self._data.x_names))
 
-    def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
-        """Wald intervals of the fixed effects, columns named as R's (``2.5 %``, ``97.5 %``)."""
-        if method.lower() != "wald":
-            raise ValueError(f"confint method {method!r} is not available; use 'wald'")
+    def confint(
+        self,
+        method: str = "wald",
+        level: float = 0.95,
+        profile: Profile | None = None,
+        nsim: int = 1000,
+        seed: Any = 0,
+        kind: str = "percentile",
+        which: str | None = "beta_",
+    ) -> pd.DataFrame:
+        """Confidence intervals, columns named as R's (``2.5 %``, ``97.5 %``).
+
+        Args:
+            method: "wald" for the fixed effects; "profile" or "boot" (parametric) for standard deviations,
+                correlations, sigma and fixed effects, see `profile` and `bootstrap`.
+            profile: one made before, used again.
+            nsim, seed, kind: of "boot"; kind "percentile", "basic" or "normal".
+            which: of "wald": "beta_" for the fixed effects, "theta_" for standard deviations, correlations and
+                sigma (symmetric on the log or Fisher's z scale, by the delta method), None for all.
+        """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must be between 0 and 1, got {level!r}")
-        half = NormalDist().inv_cdf(0.5 + 0.5 * level) * self.bse
+        half_width = NormalDist().inv_cdf(0.5 + 0.5 * level)
+        chosen = method.lower()
+        if chosen == "profile":
+            made = self.profile(limit=max(half_width, 2.0)) if profile is None else profile
+            return made.confint(level)
+        if chosen == "boot":
+            return self.bootstrap(nsim, seed).confint(level, kind)
+        if chosen != "wald":
+            raise ValueError(f"confint method {method!r} is not available; use 'wald', 'profile' or 'boot'")
+        if which not in ("beta_", "theta_", None):
+            raise ValueError(f"which must be 'beta_', 'theta_' or None, got {which!r}")
+        half = half_width * self.bse
         tail = 50.0 * (1.0 - level)
-        return pd.DataFrame({f"{tail:g} %": self.fixef - half, f"{100.0 - tail:g} %": self.fixef + half})
+        ends = pd.DataFrame({f"{tail:g} %": self.fixef - half, f"{100.0 - tail:g} %": self.fixef + half})
+        if which == "beta_":
+            return ends
+        random = self.sdcor()
+        z = random["transformed"].to_numpy()
+        width = half_width * random["transformed_error"].to_numpy()
+        back = np.where(random["scale"] == "log", np.exp([z - width, z + width]), np.tanh([z - width, z + width]))
+        random_ends = pd.DataFrame(back.T, random.index, ends.columns)
+        return random_ends if which == "theta_" else pd.concat([random_ends, ends])
+
+    def sdcor(self) -> pd.DataFrame:
+        """Standard deviations, correlations, sigma and dispersions with delta-method standard errors.
+
+        Returns:
+            By name: estimate, std_error; "transformed" (its log, or Fisher's z of a correlation), its standard error,
+            and "scale" ("log" or "z"). NaN errors where the estimate is on its boundary.
+        """
+        from ._likelihood import sdcor_table
+
+        return sdcor_table(self)
+
+    def profile(
+        self,
+        which: str | Sequence[str] | Mapping[str, Callable[[Point], Array]] | None = None,
+        limit: float | None = None,
+    ) -> Profile:
+        """Profile likelihood of parameters, or of any scalar functions of them.
+
+        Args:
+            which: names (as in the rows of the result: ``sd_(Intercept)|herd``, ``cor_b.a|g``, ``sigma``, fixed
+                effects), "theta_" or "beta_" for all of a kind, None for all; or name -> function, which
+                receives theta, beta, sigma, phi and cov (per term) as JAX arrays and returns a scalar:
+                ``{"icc": lambda q: q.cov[0][0, 0] / (q.cov[0][0, 0] + q.sigma**2)}``.
+            limit: signed root of the deviance's rise to follow each path to; default 3.
+
+        Returns:
+            `Profile`: tidy `frame`, `confint(level)`, splines both ways. A REML fit is profiled by ML.
+
+        Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 5.1.
+        """
+        from ._profile import profile
+
+        return profile(self, which, limit)
 
     # ---- random effects ----------------------------------------------------------------------------
     def VarCorr(self) -> VarCorr:
@@ -573,6 +666,52 @@ class MixedModel:
                 )
         return pd.concat(parts, ignore_index=True)
 
+    def rePCA(self) -> dict[str, pd.DataFrame]:
+        """Principal components of the random effects (lme4's rePCA): few of them say that a term is too rich.
+
+        Returns:
+            dict: grouping factor -> DataFrame with a row per component: sdev (relative to sigma), proportion
+            (of the variance), cumulative; ``attrs["rotation"]`` has the directions.
+        """
+        from ._summaries import re_pca
+
+        return re_pca(self)
+
+    def icc(self, null: MixedModel | None = None) -> pd.Series:
+        """Intraclass correlation on the link scale: share of the random effects in the variance.
+
+        Random slopes count with the variance that they have on average over the rows; a term with a level per
+        row is overdispersion and counts with the distribution. That of the binomial is that of the latent
+        response: pi^2/3, 1, pi^2/6 (logit, probit, cloglog), for one trial; that of counts with a log link is
+        log(1 + 1/mu [+ 1/theta]), mu = exp(intercept + half the random variance) of the model without covariates.
+
+        Args:
+            null: for count models, the fitted model without covariates; None fits it.
+
+        Returns:
+            Series: adjusted (of the variance that X beta leaves), unadjusted (of all).
+
+        Raises:
+            NotSupportedError: a family or link without such a variance.
+
+        Source: Nakagawa, Johnson & Schielzeth 2017, J. R. Soc. Interface 14(134); Johnson 2014.
+        """
+        from ._summaries import icc
+
+        return icc(self, null)
+
+    def r2(self, null: MixedModel | None = None) -> pd.Series:
+        """Nakagawa's R2 on the link scale; arguments and variances as `icc`.
+
+        Returns:
+            Series: marginal (share of X beta in the variance), conditional (with the random effects).
+
+        Source: Nakagawa & Schielzeth 2013, Methods Ecol. Evol. 4(2); Johnson 2014, Methods Ecol. Evol. 5(9).
+        """
+        from ._summaries import r2
+
+        return r2(self, null)
+
     def coef(self) -> dict[str, pd.DataFrame]:
         """Per grouping factor, fixed effects plus conditional modes of each level (lme4's coef)."""
         out = {}
@@ -593,65 +732,155 @@ class MixedModel:
         type: str = "link",
         allow_new_levels: bool = False,
         offset: Any = None,
-    ) -> np.ndarray:
+        se: bool | str = False,
+        level: float | None = None,
+        given: Any = None,
+    ) -> Any:
         """Predictions for the data of the fit or for new rows.
 
         Args:
-            newdata: table with the model's columns (the response is not needed); None for the fit's rows.
-            re_form: None uses all random effects, "NA" none, "~(1 | g)" those of the terms named.
-            type: "link" or "response" (conditional means; not averaged over random effects).
+            newdata: table with the model's columns (the response is not needed); None for the fit's rows. Columns
+                that offset() or an offset by name use are looked up here; poly(), scale(), bs() are those of the fit.
+            re_form: None uses all random effects, "NA" none, "~(1 | g)" those of the terms or columns named.
+            type: "link"; "response" (conditional means, at the modes); or "marginal": means averaged over the random
+                effects, over all of them unless re_form names some, which are then kept at their modes. The integral
+                is exact for the log link, else numerical with an error below 1e-10 for standard deviations up to 8.
             allow_new_levels: predict unseen levels of a grouping factor with random effects 0.
             offset: (n_new,) in place of an offset array of the fit.
+            se: True adds standard errors of the prediction as one of the unknown linear predictor (or mean): from
+                the conditional variance of the random effects and the joint covariance of theta, beta and dispersions
+                (glmmTMB's; observed information at the modes). "conditional" takes theta as known (lme4's definition).
+                A new level adds the variance of its random effects.
+            level: of intervals, such as 0.95; implies se=True.
+            given: table with rows, responses included, of levels that were not in the fit: their random effects are
+                found from these rows at the parameters of the fit. `newdata` then may have these levels. Standard
+                errors need a single grouping factor.
 
         Returns:
-            (n,) or (n_new,).
+            (n,) or (n_new,). With `se` or `level`, a DataFrame with fit, se (on the scale of fit, by the delta method
+            where that is a mean), and with `level` lower and upper: normal on the link scale, transformed back.
 
         Raises:
-            DataError: a column is missing, or new levels (named) without allow_new_levels.
+            DataError: a column is missing, or new levels (named) without allow_new_levels; an offset array of the fit
+                has no counterpart in newdata (give offset=).
         """
-        which = self._terms_of(re_form)
-        if newdata is None:
-            eta = np.asarray(self._design.offset + np.asarray(self._design.X) @ self._estimates.beta)
-            eta = eta + self._random_part(which)
-        else:
-            X, extra = self._data.matrix_for(newdata, offset)
-            eta = X @ self._estimates.beta + (0.0 if extra is None else extra)
-            if which:
-                new = self._data.terms_for(newdata)
-                for i in which:
-                    unknown = new[i].unknown
-                    if len(unknown) and not allow_new_levels:
-                        shown = ", ".join(repr(str(v)) for v in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-                        raise DataError(
-                            f"newdata has levels of {self._data.terms[i].group!r} that were not in the fit: {shown}; "
-                            "say allow_new_levels=True to predict them with random effects of 0"
-                        )
-                    level = np.asarray(new[i].level)
-                    effects = np.where((level >= 0)[:, None], self._b[i][np.maximum(level, 0)], 0.0)
-                    eta = eta + np.einsum("nk,nk->n", new[i].z, effects)
-        if type == "link":
-            return np.asarray(eta)
-        if type == "response":
-            with x64():
-                return np.asarray(self.family.link.inverse(jnp.asarray(eta)))
-        raise ValueError(f"predict type must be 'link' or 'response', got {type!r}")
+        from ._predict import predict
 
-    def _terms_of(self, re_form: str | None) -> list[int]:
-        if re_form is None:
-            return list(range(len(self._b)))
-        if re_form in ("NA", "~0", "~ 0"):
-            return []
-        from ._parse import parse
+        return predict(self, newdata, re_form, type, allow_new_levels, offset, se, level, given)
 
-        wanted = parse(re_form if re_form.lstrip().startswith("~") else "~" + re_form)
-        out = []
-        for bar in wanted.bars:
-            match = [i for i, own in enumerate(self._data.formula_bars) if own == str(bar)]
-            if not match:
-                have = ", ".join(self._data.formula_bars)
-                raise ValueError(f"re_form term {bar} is not in the model; it has {have}")
-            out += match
-        return sorted(set(out))
+    def wald_test(self, L: Any, rhs: Any = 0.0, ddf: str | None = None) -> WaldTest:
+        """Wald test of linear hypotheses about the fixed effects.
+
+        Args:
+            L: text such as ``"period2 = period3, period4 = 0"``; coefficient -> weight; or a matrix (r, p) over the
+                coefficients of `fixef`.
+            rhs: number, or (r,), that L beta is tested to be; text has its own.
+            ddf: for linear models "satterthwaite" or "kenward-roger": an F test; None gives a chi-square test.
+
+        Returns:
+            `WaldTest`: text, HTML, statistic, df, df_denom, p_value, estimate, std_error.
+
+        Raises:
+            ValueError: an unknown coefficient, a wrong shape, or hypotheses that contradict each other.
+            NotSupportedError: ddf for a generalised model.
+        """
+        from ._anova import wald_test
+
+        return wald_test(self, L, rhs, ddf)
+
+    # ---- simulation --------------------------------------------------------------------------------
+    def simulate(
+        self,
+        nsim: int = 1,
+        seed: Any = 0,
+        re_form: str | None = None,
+        use_u: bool = False,
+        labels: bool = False,
+    ) -> pd.DataFrame:
+        """New responses drawn from the fitted model, for the rows of the fit.
+
+        Args:
+            nsim: number of responses.
+            seed: integer, or a NumPy generator, which is advanced. Equal seeds give equal draws.
+            re_form: None and "NA" draw all random effects anew (lme4's default); "~(1 | g)" conditions on the modes
+                of the terms named and draws the others.
+            use_u: condition on the modes of all terms.
+            labels: for a response that was a factor, its labels instead of 0 and 1.
+
+        Returns:
+            DataFrame (n, nsim), columns sim_1, sim_2, ..., in the units of the response. Binomial responses are
+            numbers of successes, as integers: 0 or 1 for binary data, at most the trials for cbind() and for
+            proportions. `refit` takes every column as it is.
+
+        Raises:
+            NotSupportedError: a custom family without sampler; prior weights that are not trials or precisions.
+        """
+        from ._simulate import simulate_model
+
+        return simulate_model(self, nsim, seed, re_form, use_u, labels)
+
+    def bootstrap(
+        self,
+        nsim: int = 1000,
+        seed: Any = 0,
+        kind: str = "parametric",
+        statistic: Callable[[MixedModel], Any] | None = None,
+    ) -> Bootstrap:
+        """Bootstrap distribution of the estimates, by refits of the compiled program.
+
+        Args:
+            nsim: replicates. seed: of NumPy's generator.
+            kind: "parametric" simulates random effects and responses; "semiparametric" (linear models) keeps the
+                conditional modes and resamples residuals, scaled to sigma; "groups" resamples the levels of the
+                grouping factor.
+            statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
+                sigma and fixed effects, which is much faster.
+
+        Returns:
+            `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
+            failed are counted and kept apart.
+        """
+        from ._bootstrap import bootstrap
+
+        return bootstrap(self, nsim, seed, kind, statistic)
+
+    # ---- influence ---------------------------------------------------------------------------------
+    @cached_property
+    def _sensitivity(self) -> Sensitivity:
+        from ._influence import Sensitivity
+
+        return Sensitivity(self)
+
+    def sensitivity(self, what: str = "weights") -> pd.DataFrame:
+        """Derivatives of the estimates in the data, rows x parameters (theta, beta, log dispersion or log sigma).
+
+        Args:
+            what: "weights" (the family's weights: trials, or prior weights), "y" or "offset".
+
+        By the implicit function theorem at the estimates; of a REML fit those of its ML fit.
+        """
+        from ._influence import sensitivity
+
+        return sensitivity(self, what)
+
+    def influence(self, groups: str | None = None, method: str = "first-order") -> Influence:
+        """What deleting each level of a grouping factor, or each row, does to the estimates.
+
+        Args:
+            groups: a grouping factor, or another column whose levels are deleted one by one; None for rows.
+            method: "first-order", from derivatives in the weights (of a REML fit: its ML fit's), or
+                "exact", by refits.
+
+        Returns:
+            `Influence`: `change`, `cooks_distance()`, `dfbeta()`, `dfbetas()`, `to_frame()`, `plot()`.
+        """
+        from ._influence import influence
+
+        return influence(self, groups, method)
+
+    def cooks_distance(self, groups: str | None = None, method: str = "first-order") -> pd.Series:
+        """`influence(groups, method).cooks_distance()`."""
+        return self.influence(groups, method).cooks_distance()
 
     # ---- quality of the approximation ----------------------------------------------------------------
     def quadrature_error(self, k: int | None = None, tol: float = 1e-3, shift: bool = True) -> QuadratureError:
@@ -830,12 +1059,25 @@ class MixedModel:
         """The same model fitted to another response, without recompilation.
 
         Args:
-            newresp: (n,) response on the scale of the fit's y: counts, 0/1, or proportions with the
-                fit's trials.
+            newresp: (n,) response in the units of the fit's. For the binomial with the fit's trials: integers are
+                numbers of successes, floats are proportions, two columns are successes and failures; for a
+                response that was a factor its labels are taken too.
         """
         from ._glmer import refit
+        from ._simulate import as_response
 
-        return refit(self, newresp)
+        return refit(self, as_response(self, newresp))
+
+    def refit_many(self, responses: Any) -> pd.DataFrame:
+        """The same model fitted to each column of `responses` (n, B), without recompilation.
+
+        Returns:
+            One row per column: standard deviations, correlations, sigma and fixed effects, their standard errors
+            ("se_" + name), loglik, converged, singular.
+        """
+        from ._bootstrap import refit_many
+
+        return refit_many(self, responses)
 
     def refit_ml(self) -> MixedModel:
         """The linear model fitted by maximum likelihood (itself if it was); no recompilation (lme4's refitML)."""

@@ -1,0 +1,304 @@
+"""Bootstrap distributions of a model's estimates: simulated responses, resampled residuals, or resampled groups.
+
+Every replicate is a run of the program that the fit itself compiled, on another response or, for groups, on rows padded
+with weight 0 to one shape; standard errors, and with them half of a fit's evaluations, are left out.
+
+Sources: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (groups), chapter 5 (intervals);
+Bates et al. 2015, J. Stat. Softw. 67(1), section 5.2 (parametric); Carpenter, Goldstein & Rasbash 2003, J. R. Stat.
+Soc. C 52 (residuals scaled to sigma).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import _optimise as opt
+from ._design import design_arrays
+from ._fit import Problem
+from ._fit_glmm import GeneralisedProblem
+from ._fit_lmm import LinearProblem
+from ._precision import persistent_cache, x64
+from ._profile import standard_focals
+from ._progress import progress
+
+if TYPE_CHECKING:
+    from .results import MixedModel
+
+KINDS = ("parametric", "semiparametric", "groups")
+#: A coefficient that moves the linear predictor by more than this over the data has run off.
+RUN_OFF = 15.0
+INTERVALS = ("percentile", "basic", "normal")
+
+
+@dataclass(frozen=True, repr=False)
+class Bootstrap:
+    """Replicates as returned by `MixedModel.bootstrap`.
+
+    Attributes:
+        kind, seed: as asked for. frame: (nsim, statistics) values of the replicates; rows of failed refits are NaN.
+        observed: the statistics of the fit. failed: numbers of the replicates whose refit did not converge, or whose
+            coefficients ran off (a separated response).
+        singular: how many of the others had a standard deviation below 1e-4.
+    """
+
+    kind: str
+    seed: Any
+    frame: pd.DataFrame
+    observed: pd.Series
+    failed: tuple[int, ...]
+    singular: int
+
+    @property
+    def good(self) -> pd.DataFrame:
+        """The replicates that converged."""
+        return self.frame.drop(index=list(self.failed))
+
+    def confint(self, level: float = 0.95, kind: str = "percentile") -> pd.DataFrame:
+        """Intervals from the replicates that converged, columns as R's.
+
+        Args:
+            kind: "percentile"; "basic", the percentiles reflected at the estimate; "normal", about the
+                estimate less the bias.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must be between 0 and 1, got {level!r}")
+        if kind not in INTERVALS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, INTERVALS))}, got {kind!r}")
+        values, tail = self.good, 0.5 * (1.0 - level)
+        low, high = values.quantile(tail), values.quantile(1.0 - tail)
+        if kind == "basic":
+            low, high = 2.0 * self.observed - high, 2.0 * self.observed - low
+        elif kind == "normal":
+            middle = 2.0 * self.observed - values.mean()
+            half = NormalDist().inv_cdf(1.0 - tail) * values.std(ddof=1)
+            low, high = middle - half, middle + half
+        return pd.DataFrame({f"{100.0 * tail:g} %": low, f"{100.0 * (1.0 - tail):g} %": high})
+
+    def summary(self) -> pd.DataFrame:
+        """observed, bias, std_error and median by statistic."""
+        values = self.good
+        return pd.DataFrame(
+            {
+                "observed": self.observed,
+                "bias": values.mean() - self.observed,
+                "std_error": values.std(ddof=1),
+                "median": values.median(),
+            }
+        )
+
+    def __str__(self) -> str:
+        n = len(self.frame)
+        lines = [f"{self.kind.capitalize()} bootstrap, {n} replicates (seed {self.seed})"]
+        lines.append(self.summary().to_string(float_format=lambda v: f"{v:.5g}"))
+        if self.failed:
+            lines.append(f"{len(self.failed)} refits did not converge or ran off, and are left out")
+        if self.singular:
+            lines.append(f"{self.singular} refits were singular")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title = str(self).split("\n")[0]
+        return f"<p>{title}</p>" + self.summary().to_html(float_format="{:.5g}".format)
+
+
+def bootstrap(
+    model: MixedModel,
+    nsim: int = 1000,
+    seed: Any = 0,
+    kind: str = "parametric",
+    statistic: Callable[[MixedModel], Any] | None = None,
+) -> Bootstrap:
+    """See `MixedModel.bootstrap`."""
+    if isinstance(nsim, bool) or not isinstance(nsim, (int, np.integer)) or nsim < 1:
+        raise ValueError(f"nsim must be a positive integer, got {nsim!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+    if statistic is not None:
+        return _of_statistic(model, int(nsim), seed, kind, statistic)
+    focals = standard_focals(model)
+    observed = natural_values(model)
+    out = np.full((int(nsim), len(focals)), np.nan)
+    failed, singular = [], 0
+    start = {"theta": model._estimates.theta, "phi": model._estimates.phi}
+    if not model.is_linear:
+        start["beta"] = model._estimates.beta
+    spread = np.abs(np.asarray(model._design.X)).max(axis=0, initial=0.0)
+    control = model._spec.control
+    limits = opt.Limits(control.tol, control.max_evaluations, False)
+    with persistent_cache(), x64():
+        for i, problem in enumerate(progress(_problems(model, int(nsim), seed, kind), "bootstrap")):
+            begin = problem.start(start)
+            found = problem.run(begin, limits, "own")
+            if found.status != opt.CONVERGED:
+                failed.append(i)
+                continue
+            theta, beta, sigma, phi = natural_parameters(problem, found)
+            if not model.is_linear and (np.abs(beta) * spread > RUN_OFF).any():
+                failed.append(i)
+                continue
+            out[i] = _values(model, theta, beta, sigma, phi)
+            sds = out[i][[j for j, f in enumerate(focals) if f.name.startswith("sd_")]]
+            singular += bool((sds < 1e-4 * sigma).any())
+    names = [f.name for f in focals]
+    frame = pd.DataFrame(out, columns=names)
+    return Bootstrap(kind, seed, frame, pd.Series(observed, names), tuple(failed), singular)
+
+
+def natural_parameters(problem: Problem, found: opt.Found) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """theta, beta, sigma, phi in the user's units."""
+    t, p = problem.original.n_theta, problem.original.p
+    x = problem.external(np.asarray(found.x))
+    if isinstance(problem, LinearProblem):
+        size = np.count_nonzero(problem.original.weights) - (p if problem.REML else 0)
+        return x[:t], np.asarray(found.carry.beta), float(np.sqrt(found.carry.r2 / size)), np.zeros(0)
+    if problem.joint:
+        beta = np.linalg.solve(problem.scaling.A, np.asarray(found.carry.beta)) if p else np.zeros(0)
+        return x[:t], beta, 1.0, np.exp(x[t:])
+    return x[:t], x[t : t + p], 1.0, np.exp(x[t + p :])
+
+
+def natural_values(model: MixedModel) -> np.ndarray:
+    """Standard deviations, correlations, sigma, dispersions and fixed effects, as `standard_focals` names them."""
+    e = model._estimates
+    return _values(model, e.theta, e.beta, model.sigma, e.phi)
+
+
+def _values(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float, phi: np.ndarray) -> np.ndarray:
+    """Standard deviations, correlations, sigma, dispersions and fixed effects, in the order of `standard_focals`."""
+    out: list[float] = []
+    for term in model._design.terms:
+        T = term.structure.host_factor(theta[term.theta])
+        cov = sigma**2 * T @ T.T
+        sd = np.sqrt(np.diag(cov))
+        k = term.structure.k
+        for a in range(k):
+            out.append(float(sd[a]))
+            if term.structure.n_theta > k:
+                for b in range(a + 1, k):
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        out.append(float(cov[a, b] / (sd[a] * sd[b])))
+    return np.array([*out, *([sigma] if model.is_linear else []), *phi, *beta])
+
+
+def _responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:
+    """Responses (n,) on the scale of the design, drawn in blocks."""
+    from ._simulate import as_response
+    from .results import NotSupportedError
+
+    rng = np.random.default_rng(seed)
+    if kind == "semiparametric":
+        if not model.is_linear:
+            raise NotSupportedError("kind='semiparametric' resamples the residuals of a linear model; use 'parametric'")
+        root = np.sqrt(np.asarray(model._design.weights))
+        fitted = np.asarray(model.fitted)
+        residuals = root * (np.asarray(model._design.y) - fitted)
+        residuals = residuals - residuals.mean()
+        residuals *= model.sigma / np.sqrt(np.mean(residuals**2))  # shrunken as they are, sigma would come out small
+        for _ in range(nsim):
+            yield fitted + rng.choice(residuals, residuals.size) / root
+        return
+    block = max(1, min(nsim, 10_000_000 // max(model.nobs, 1), 200))
+    done = 0
+    while done < nsim:
+        size = min(block, nsim - done)
+        drawn = model.simulate(size, rng)
+        for name in drawn:
+            yield np.ascontiguousarray(as_response(model, drawn[name]), dtype=float)
+        done += size
+
+
+def _problems(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[Problem]:
+    if kind == "groups":
+        yield from _of_groups(model, nsim, seed)
+        return
+    for y in _responses(model, nsim, seed, kind):
+        yield model._problem.with_response(y)
+
+
+def _of_groups(model: MixedModel, nsim: int, seed: Any) -> Iterator[Problem]:
+    """Designs of levels drawn with replacement, each draw a level of its own; rows padded to one number by weight 0."""
+    from .results import NotSupportedError
+
+    design = model._design
+    if len(design.z) != 1:
+        raise NotSupportedError(
+            f"kind='groups' resamples the levels of one grouping factor, the model has {len(design.z)} "
+            f"({', '.join(model.ngrps)}); use 'parametric'"
+        )
+    rng = np.random.default_rng(seed)
+    level, m = np.asarray(design.level[0]), design.n_levels[0]
+    members = [np.flatnonzero(level == j) for j in range(m)]
+    draws = rng.integers(0, m, (nsim, m))
+    size = max(int(np.array([r.size for r in members])[d].sum()) for d in draws)
+    for draw in draws:
+        rows = np.concatenate([members[j] for j in draw])
+        own = np.repeat(np.arange(m, dtype=np.int32), [members[j].size for j in draw])
+        pad = size - rows.size
+        rows = np.concatenate([rows, np.full(pad, rows[0])])
+        own = np.concatenate([own, np.zeros(pad, np.int32)])
+        weights = np.asarray(design.weights)[rows]
+        weights[size - pad :] = 0.0
+        terms = [(np.asarray(design.z[0])[rows][:, t.columns], own, t.structure) for t in design.terms]
+        made = design_arrays(
+            np.asarray(design.y)[rows], np.asarray(design.X)[rows], terms, weights, np.asarray(design.offset)[rows]
+        )
+        problem = model._problem
+        if isinstance(problem, LinearProblem):
+            yield LinearProblem(made, problem.REML, False)
+        else:
+            assert isinstance(problem, GeneralisedProblem)
+            yield GeneralisedProblem(made, problem.family, problem.nAGQ, problem.hessian)
+
+
+def _of_statistic(
+    model: MixedModel, nsim: int, seed: Any, kind: str, statistic: Callable[[MixedModel], Any]
+) -> Bootstrap:
+    """Replicates of a user's function of whole models."""
+    if kind == "groups":
+        raise ValueError("a statistic is of a model with the fit's rows: use kind='parametric' or 'semiparametric'")
+
+    def named(value: Any) -> pd.Series:
+        if isinstance(value, pd.Series):
+            return value.astype(float)
+        array = np.atleast_1d(np.asarray(value, float))
+        return pd.Series(array, [f"t{j + 1}" for j in range(array.size)] if array.size > 1 else ["statistic"])
+
+    observed = named(statistic(model))
+    rows, failed, singular = [], [], 0
+    for i, y in enumerate(progress(_responses(model, nsim, seed, kind), "bootstrap")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # counted here
+            m = model.refit(y)
+        if not m.converged:
+            failed.append(i)
+            rows.append(pd.Series(np.nan, observed.index))
+            continue
+        singular += m.is_singular
+        rows.append(named(statistic(m)))
+    return Bootstrap(kind, seed, pd.DataFrame(rows).reset_index(drop=True), observed, tuple(failed), singular)
+
+
+def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
+    """See `MixedModel.refit_many`."""
+    table = responses if isinstance(responses, pd.DataFrame) else pd.DataFrame(np.asarray(responses))
+    if table.shape[0] not in (model.nobs, model._data.keep.size):
+        raise ValueError(f"responses have {table.shape[0]} rows, the fit has {model.nobs}")
+    names = [f.name for f in standard_focals(model)]
+    rows = []
+    for name in progress(list(table), "refits"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said in the columns
+            m = model.refit(table[name])
+        values = dict(zip(names, natural_values(m), strict=True))
+        errors = {f"se_{k}": v for k, v in m.bse.items()}
+        rows.append({**values, **errors, "loglik": m.loglik, "converged": m.converged, "singular": m.is_singular})
+    return pd.DataFrame(rows, index=pd.Index(list(table), name="response"))

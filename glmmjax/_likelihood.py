@@ -1,0 +1,317 @@
+"""A fitted model's deviance over all its parameters, many points at a time: what profiles and covariances are made of.
+
+The parameters are (theta, beta, log phi) of a generalised model, and (theta, beta, log sigma) of a linear one, whose
+deviance is that of maximum likelihood with nothing profiled out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax import Array
+
+from ._design import Design, Term
+from ._fit_glmm import Carry, GeneralisedProblem, deviance_at
+from ._fit_lmm import LinearProblem
+from ._pls import LOG_2PI, CrossProducts, cross_products, profile
+from ._precision import persistent_cache, x64
+from ._symbolic import Plan
+from .families import Family
+
+if TYPE_CHECKING:
+    from .results import MixedModel
+
+#: Points evaluated by one call of the compiled program; others wait for the next.
+LANES = 16
+
+
+class Point(NamedTuple):
+    """Parameters of a model on their natural scales, as functions of them receive them.
+
+    Attributes:
+        theta: (n_theta,), relative to sigma in a linear model. beta: (p,). sigma: (), 1 in generalised models.
+        phi: (n_phi,) dispersions of the family.
+        cov: per term, covariance (k, k) of its random effects.
+    """
+
+    theta: Array
+    beta: Array
+    sigma: Array
+    phi: Array
+    cov: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parameters of a model are in x (P,); hashable."""
+
+    terms: tuple[Term, ...]
+    p: int
+    linear: bool
+
+    def point(self, x: Array) -> Point:
+        """x on natural scales."""
+        t = sum(term.structure.n_theta for term in self.terms)
+        theta, rest = x[:t], x[t + self.p :]
+        sigma = jnp.exp(rest[0]) if self.linear else jnp.ones((), x.dtype)
+        phi = jnp.zeros((0,), x.dtype) if self.linear else jnp.exp(rest)
+        cov = []
+        for term in self.terms:
+            T = term.structure.factor(theta[term.theta])
+            cov.append(sigma**2 * T @ T.T)
+        return Point(theta, x[t : t + self.p], sigma, phi, tuple(cov))
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
+def _generalised(x: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int) -> tuple[Array, Array]:
+    def one(v: Array) -> tuple[Array, Array]:
+        t, p = design.n_theta, design.p
+        carry = Carry(u, v[t : t + p], jnp.zeros((), jnp.int32))
+        (f, _), g = jax.value_and_grad(deviance_at, has_aux=True)(v, carry, design, family, hessian, nAGQ)
+        return f, g
+
+    return jax.vmap(one)(x)
+
+
+def _with(design: Design, field: str, values: Array) -> Design:
+    changes: dict[str, Any] = {field: values}
+    return replace(design, **changes)
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ", "field"))
+def _generalised_mixed(x: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int, field: str) -> Array:
+    t, p = design.n_theta, design.p
+    carry = Carry(u, x[t : t + p], jnp.zeros((), jnp.int32))
+
+    def deviance(v: Array, values: Array) -> Array:
+        return deviance_at(v, carry, _with(design, field, values), family, hessian, nAGQ)[0]
+
+    return _mixed(deviance, x, jnp.asarray(getattr(design, field), x.dtype))
+
+
+@partial(jax.jit, static_argnames=("field",))
+def _linear_mixed(x: Array, design: Design, field: str) -> Array:
+    def deviance(v: Array, values: Array) -> Array:
+        cross = cross_products(_with(design, field, values))
+        return linear_deviance(v, cross, cross.A, False, design.plan, design.terms)
+
+    return _mixed(deviance, x, jnp.asarray(getattr(design, field), x.dtype))
+
+
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
+def _generalised_without(
+    g: Array, x: Array, codes: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int
+) -> Array:
+    t, p = design.n_theta, design.p
+    carry = Carry(u, x[t : t + p], jnp.zeros((), jnp.int32))
+
+    def one(label: Array) -> Array:
+        rest = replace(design, weights=jnp.where(codes == label, 0.0, design.weights))
+        return jax.grad(lambda v: deviance_at(v, carry, rest, family, hessian, nAGQ)[0])(x)
+
+    return jax.vmap(one)(g)
+
+
+@jax.jit
+def _linear_without(g: Array, x: Array, codes: Array, design: Design) -> Array:
+    def one(label: Array) -> Array:
+        cross = cross_products(replace(design, weights=jnp.where(codes == label, 0.0, design.weights)))
+        return jax.grad(lambda v: linear_deviance(v, cross, cross.A, False, design.plan, design.terms))(x)
+
+    return jax.vmap(one)(g)
+
+
+def _mixed(deviance: Any, x: Array, values: Array) -> Array:
+    """(P, n) second derivatives in x and values: the gradient in the values of each directional derivative in x."""
+
+    def along(e: Array) -> Array:
+        return jax.grad(lambda v: jax.jvp(lambda w: deviance(w, v), (x,), (e,))[1])(values)
+
+    return jax.lax.map(along, jnp.eye(x.shape[0], dtype=x.dtype))
+
+
+def linear_deviance(x: Array, cross: CrossProducts, A: Array, reml: bool, plan: Plan, terms: tuple[Term, ...]) -> Array:
+    """-2 log-likelihood of a linear mixed model at x = (theta, beta, log sigma), internal units but for beta.
+
+    With `reml` the restricted one of (theta, log sigma), to which beta adds its quadratic form: its Hessian in beta is
+    twice the inverse covariance there, and beta and the rest are apart at the estimates.
+    """
+    p = cross.gram.shape[0] - 1
+    t = x.shape[0] - p - 1
+    at = profile(x[:t], cross, plan, terms)
+    log_sigma = x[t + p]
+    away = A @ x[t : t + p] - cross.beta_ols - at.beta
+    size = cross.n - (p if reml else 0)
+    value = at.logdet_L + size * (LOG_2PI + 2.0 * log_sigma) - cross.log_weights
+    value = value + (at.r2 + away @ at.schur @ away) * jnp.exp(-2.0 * log_sigma)
+    if reml and p:
+        value = value + at.logdet_RX + 2.0 * cross.log_det_A
+    return value
+
+
+@partial(jax.jit, static_argnames=("reml", "terms"))
+def _linear(
+    x: Array, cross: CrossProducts, A: Array, reml: bool, plan: Plan, terms: tuple[Term, ...]
+) -> tuple[Array, Array]:
+    return jax.vmap(jax.value_and_grad(lambda v: linear_deviance(v, cross, A, reml, plan, terms)))(x)
+
+
+class Likelihood:
+    """-2 log-likelihood of a model's data as a function of x (P,) = (theta, beta, log phi or log sigma).
+
+    Attributes:
+        x: (P,) the estimates. names: of the parameters. scale: (P,) rough standard errors.
+    """
+
+    def __init__(self, model: MixedModel, reml: bool = False) -> None:
+        e, problem = model._estimates, model._problem
+        self.model = model
+        self.n_theta, self.p = model._design.n_theta, model._design.p
+        names = model.theta_names + list(model._data.x_names)
+        c = problem.scaling.c
+        if isinstance(problem, LinearProblem):
+            sigma = model.sigma
+            self.x = np.concatenate([e.theta, e.beta, [np.log(sigma)]])
+            self.names = [*names, "log(sigma)"]
+            self._factor = np.concatenate([c, np.ones(self.p + 1)])
+            with x64():
+                cross: Any = problem.cross
+            self._data: tuple[Any, ...] = (cross, cross.A, reml, problem.original.plan, problem.original.terms)
+            self._program: Any = _linear
+            curvature = np.diag(e.hessian)
+            constant = 0.0
+            spread = [model._standard_errors, [1.0 / np.sqrt(2.0 * model.nobs)]]
+        else:
+            assert isinstance(problem, GeneralisedProblem)
+            self.x = np.concatenate([e.theta, e.beta, np.log(e.phi)])
+            self.names = names + [f"log({n})" for n in model.family.phi_names]
+            self._J = problem.scaling.jacobian(False)
+            u = tuple(np.asarray(b) for b in e.u)
+            self._data = (u, problem.design, problem.family, problem.hessian, max(problem.nAGQ, 1))
+            self._program = _generalised
+            curvature = np.diag(e.hessian)
+            constant = float(-2.0 * np.asarray(_constant(model._design, model.family)).sum())
+            spread = [np.sqrt(2.0 / np.maximum(curvature[self.n_theta :], 1e-8))]
+        self.constant = constant
+        self.layout = Layout(model._design.terms, self.p, isinstance(problem, LinearProblem))
+        self._linear = isinstance(problem, LinearProblem)
+        theta_scale = np.sqrt(2.0 / np.maximum(curvature[: self.n_theta], 1e-2))
+        self.scale = np.concatenate([theta_scale, *spread])
+        self.scale = np.where(np.isfinite(self.scale), self.scale, 1.0)
+        self.evaluations = 0
+
+    def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
+        inner = x * self._factor if self._linear else x @ self._J.T
+        f, g = [], []
+        with persistent_cache(), x64():
+            for start in range(0, len(x), LANES):
+                part = inner[start : start + LANES]
+                filled = np.concatenate([part, np.repeat(part[-1:], LANES - len(part), axis=0)])
+                one, two = self._program(filled, *self._data)
+                f.append(np.asarray(one)[: len(part)])
+                g.append(np.asarray(two)[: len(part)])
+        self.evaluations += len(x)
+        gradient = np.concatenate(g)
+        gradient = gradient * self._factor if self._linear else gradient @ self._J
+        return np.concatenate(f) + self.constant, gradient
+
+    def hessian(self, x: np.ndarray, root: np.ndarray | None = None, h: float = 1e-3) -> np.ndarray:
+        """(L, P, P) Hessians at x (L, P), by central differences of exact gradients along the columns of `root`, and in
+        its coordinates; without one, in units of `scale` and returned in those of x."""
+        L, P = x.shape
+        columns = np.diag(self.scale) if root is None else root
+        steps = h * columns.T  # (P, P): one step a row
+        points = np.concatenate([x[:, None] + steps, x[:, None] - steps], axis=1).reshape(-1, P)
+        g = self(points)[1].reshape(L, 2, P, P)
+        H = (g[:, 0] - g[:, 1]) @ columns / (2.0 * h)
+        H = 0.5 * (H + H.swapaxes(1, 2))
+        if root is None:
+            H = H / np.outer(self.scale, self.scale)
+        return np.asarray(H)
+
+    def without(self, codes: np.ndarray, m: int) -> np.ndarray:
+        """(m, P) gradients at the estimates of the deviance without the rows of each of m clusters."""
+        problem, out = self.model._problem, []
+        with persistent_cache(), x64():
+            for start in range(0, m, LANES):
+                g = np.minimum(np.arange(start, start + LANES), m - 1).astype(np.int32)
+                if isinstance(problem, LinearProblem):
+                    found = _linear_without(g, self._factor * self.x, codes, problem._scaled)
+                else:
+                    found = _generalised_without(g, self._J @ self.x, codes, *self._data)
+                out.append(np.asarray(found)[: m - start])
+        gradients = np.concatenate(out)
+        return np.asarray(gradients * self._factor if self._linear else gradients @ self._J)
+
+    def mixed(self, field: str) -> np.ndarray:
+        """(P, n) second derivatives of the deviance at the estimates in x and the design's weights, y or offset."""
+        problem = self.model._problem
+        with persistent_cache(), x64():
+            if isinstance(problem, LinearProblem):
+                inner = self._factor * self.x
+                return self._factor[:, None] * np.asarray(_linear_mixed(inner, problem._scaled, field))
+            found = np.asarray(_generalised_mixed(self._J @ self.x, *self._data, field))
+        return np.asarray(self._J.T @ found)
+
+
+def _constant(design: Design, family: Family) -> Array:
+    with x64():
+        return family.constant(jnp.asarray(design.y), jnp.asarray(design.weights))
+
+
+@partial(jax.jit, static_argnames=("layout",))
+def _transformed_jacobian(x: Array, layout: Layout) -> Array:
+    """Derivatives of log standard deviations, Fisher's z of correlations, log sigma or log dispersions."""
+
+    def transformed(v: Array) -> Array:
+        point = layout.point(v)
+        out = []
+        for term, cov in zip(layout.terms, point.cov, strict=True):
+            sd = jnp.sqrt(jnp.diagonal(cov))
+            k = term.structure.k
+            for a in range(k):
+                out.append(jnp.log(sd[a]))
+                if term.structure.n_theta > k:
+                    out += [jnp.arctanh(cov[a, b] / (sd[a] * sd[b])) for b in range(a + 1, k)]
+        out += [jnp.log(point.sigma)] if layout.linear else list(jnp.log(point.phi))
+        return jnp.stack(out)
+
+    return jax.jacfwd(transformed)(x)
+
+
+def sdcor_table(model: MixedModel) -> pd.DataFrame:
+    """See `MixedModel.sdcor`."""
+    from ._bootstrap import natural_values
+    from ._profile import standard_focals
+
+    focals = standard_focals(model)
+    count = len(focals) - model._design.p
+    values = natural_values(model)[:count]
+    correlation = np.array([f.name.startswith("cor_") for f in focals[:count]])
+    likelihood = Likelihood(model, model.REML)
+    joint = model.vcov(full=True).to_numpy()
+
+    with persistent_cache(), x64():
+        J = np.asarray(_transformed_jacobian(likelihood.x, likelihood.layout))
+    with np.errstate(all="ignore"):
+        transformed = np.where(correlation, np.arctanh(np.clip(values, -1.0, 1.0)), np.log(values))
+        error = np.sqrt(np.einsum("ij,jk,ik->i", J, joint, J))
+        error = np.where(np.isfinite(transformed), error, np.nan)
+        slope = np.where(correlation, 1.0 - values**2, values)
+    return pd.DataFrame(
+        {
+            "estimate": values,
+            "std_error": slope * error,
+            "transformed": transformed,
+            "transformed_error": error,
+            "scale": np.where(correlation, "z", "log"),
+        },
+        index=[f.name for f in focals[:count]],
+    )

@@ -1,0 +1,836 @@
+"""Pictures of fitted models: residuals, random effects, shrinkage, coefficients, calibration.
+
+Every function returns the matplotlib Figure and the DataFrame of what is drawn in it. `ax` takes axes of your own:
+one, or as many as there are panels; None makes a figure.
+
+    figure, data = gj.plots.diagnostics(m)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import pandas as pd
+from jax import Array
+
+from ._precision import x64
+from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
+from .results import MixedModel, NotSupportedError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Picture = tuple["Figure", pd.DataFrame]
+
+#: Most levels that get a line of text each; more are drawn without names.
+MAX_NAMED_LEVELS = 60
+_POINT, _LINE, _REFERENCE = "#2f5d8a", "#c8502d", "0.6"
+_COLOURS = ("#2f5d8a", "#c8502d", "#4f8f4f", "#8a5fa8", "#b58a1b", "#3b9aa8")
+
+
+# ---- axes and small helpers ------------------------------------------------------------------------
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: python -m pip install 'glmmjax[plots]'") from error
+    return plt
+
+
+def _panels(ax: Any, count: int, panel: tuple[float, float], columns: int = 3) -> np.ndarray:
+    """`count` axes: the user's, or those of a new figure with `panel` inches each."""
+    plt = _pyplot()
+    if ax is not None:
+        axes = np.asarray(ax, object).reshape(-1)
+        if axes.size != count:
+            raise ValueError(f"ax must hold {count} axes, one per panel; got {axes.size}")
+        return axes
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    _, grid = plt.subplots(
+        rows, columns, figsize=(panel[0] * columns, panel[1] * rows), squeeze=False, layout="constrained"
+    )
+    for spare in grid.flat[count:]:
+        spare.remove()
+    return np.asarray(list(grid.flat[:count]), object)
+
+
+def _label(panel: Any, x: str, y: str, title: str) -> None:
+    panel.set_xlabel(x, fontsize=9)
+    panel.set_ylabel(y, fontsize=9)
+    panel.set_title(title, fontsize=10)
+    panel.tick_params(labelsize=8)
+
+
+def _normal_quantile(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}")
+    return NormalDist().inv_cdf(0.5 + 0.5 * level)
+
+
+def _plotting_positions(n: int) -> np.ndarray:
+    """Normal quantiles (n,) at which ordered values are drawn (R's ppoints)."""
+    a = 0.375 if n <= 10 else 0.5
+    p = (np.arange(1, n + 1) - a) / (n + 1.0 - 2.0 * a)
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse(x) for x in p])
+
+
+def _smooth(x: np.ndarray, y: np.ndarray, span: float = 0.67) -> np.ndarray:
+    """Local straight lines through the nearest `span` of the points, tricube weights (Cleveland 1979), at x (n,)."""
+    reach = min(x.size, max(3, int(np.ceil(span * x.size))))
+    at = np.unique(np.quantile(x, np.linspace(0.0, 1.0, 60)))
+    scale = max(float(np.ptp(x)), np.finfo(float).tiny)
+    out = np.empty(at.size)
+    for i, centre in enumerate(at):
+        away = np.abs(x - centre)
+        width = max(float(np.partition(away, reach - 1)[reach - 1]), 1e-3 * scale) * 1.001
+        w = np.clip(1.0 - (away / width) ** 3, 0.0, None) ** 3
+        middle = (w @ x) / w.sum()
+        spread = w @ (x - middle) ** 2
+        level = (w @ y) / w.sum()
+        # a spread of nothing: all near points share one x, and the line is their mean
+        slope = (w @ ((x - middle) * y)) / spread if spread > 1e-9 * w.sum() * scale**2 else 0.0
+        out[i] = level + slope * (centre - middle)
+    return np.asarray(np.interp(x, at, out))
+
+
+def _position(model: MixedModel) -> tuple[np.ndarray, str]:
+    """What residuals are drawn against: fitted values, or for generalised models the linear predictor."""
+    if model.is_linear:
+        return model.fitted.to_numpy(), "fitted value"
+    return model.linear_predictor, "linear predictor"
+
+
+def _residuals(model: MixedModel, type: str) -> tuple[pd.Series, str]:
+    scaled = model.is_linear and type in ("pearson", "deviance")
+    kind = "Pearson" if type == "pearson" else type
+    return model.residuals(type, scaled=scaled), f"{kind} residual" + (" / sigma" if scaled else "")
+
+
+def _name_largest(panel: Any, data: pd.DataFrame, x: str, y: str, by: np.ndarray, n: int, beside: bool = True) -> None:
+    """Write the row labels of the n largest |by| beside their points, or above and below them, without overlaps."""
+    which = np.argsort(-np.abs(by), kind="stable")[:n]
+    data["labelled"] = np.isin(np.arange(len(data)), which)
+    panel.margins(x=0.09 if beside else 0.05, y=0.09 if beside else 0.14)
+    panel.autoscale_view()  # otherwise the limits are those of an empty panel until it is drawn
+    points = panel.transData.transform(data[[x, y]].iloc[which].to_numpy(float)) * 72.0 / panel.figure.dpi
+    middle = 0.5 * (data[x].min() + data[x].max())
+    taken: list[tuple[float, float]] = []
+    for i, (across, up) in zip(which, points, strict=True):
+        sign = 1.0 if by[i] >= 0.0 else -1.0
+        right = data[x].iloc[i] >= middle  # outwards, where fewer points are
+        offset = np.array([4.0 if right else -4.0, 0.0] if beside else [0.0, 8.0 * sign])
+        place = np.array([across + (14.0 if right else -14.0) * beside, up]) + offset * (not beside)
+        while any(abs(place[0] - a) < 26.0 and abs(place[1] - b) < 8.0 for a, b in taken):
+            offset[1] += 8.0 * (-sign if beside else sign)  # towards the middle, or away from the line
+            place[1] += 8.0 * (-sign if beside else sign)
+        taken.append((float(place[0]), float(place[1])))
+        panel.annotate(
+            str(data["row"].iloc[i]),
+            (data[x].iloc[i], data[y].iloc[i]),
+            xytext=tuple(offset),
+            textcoords="offset points",
+            ha="center" if not beside else "left" if right else "right",
+            va="center",
+            fontsize=7,
+            color="0.25",
+        )
+
+
+def _flist(model: MixedModel, group: Any) -> pd.Series:
+    """Labels (n,) of a grouping factor; None is the one with most levels that has several rows per level."""
+    if group is not None and not isinstance(group, str):
+        values = pd.Series(np.asarray(group).astype(str), name=getattr(group, "name", None) or "group")
+        if len(values) != model.nobs:
+            raise ValueError(f"group has {len(values)} values, the fit has {model.nobs} rows")
+        return values
+    name = _group(model, group)
+    return pd.Series(model.getME("flist")[name].astype(str).to_numpy(), name=name)
+
+
+def _group(model: MixedModel, group: str | None) -> str:
+    """Name of a grouping factor; None is the one with most levels that has several rows per level."""
+    if group is not None:
+        if group not in model.ngrps:
+            raise ValueError(f"the model has no grouping factor {group!r}; it has {', '.join(model.ngrps)}")
+        return group
+    repeated = {g: m for g, m in model.ngrps.items() if m < model.nobs} or model.ngrps
+    return max(repeated, key=lambda g: repeated[g])
+
+
+def _name_levels(panel: Any, names: Sequence[Any], group: str) -> None:
+    """Level names down the side, one line each, or their number where there are too many to read."""
+    m = len(names)
+    if m <= MAX_NAMED_LEVELS:
+        panel.set_yticks(np.arange(m), [str(n) for n in names])
+        panel.tick_params(axis="y", labelsize=8 if m <= 30 else 7, length=0)
+        panel.set_ylabel(group, fontsize=9)
+    else:
+        panel.set_yticks([])
+        panel.set_ylabel(f"{m:,} levels of {group}", fontsize=9)
+    panel.set_ylim(-0.8, m - 0.2)
+
+
+def _height(levels: int) -> float:
+    """Inches for a panel with a line per level."""
+    if levels > MAX_NAMED_LEVELS:
+        return 7.0
+    per_level = 0.17 if levels <= 30 else 0.145
+    return float(np.clip(1.2 + per_level * levels, 2.6, 10.0))
+
+
+# ---- residuals -------------------------------------------------------------------------------------
+def residuals_fitted(model: MixedModel, type: str = "pearson", n_labels: int = 3, ax: Any = None) -> Picture:
+    """Residuals against fitted values (linear predictors of a generalised model), with a smooth curve.
+
+    Args:
+        model: fitted model.
+        type: of residual, as `MixedModel.residuals`; Pearson and deviance residuals of a linear model are
+            divided by sigma.
+        n_labels: how many of the largest residuals get their row label.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per observation: row (label), fitted (the horizontal axis), residual, smooth
+        (local linear fit), labelled.
+    """
+    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    x, x_label = _position(model)
+    values, y_label = _residuals(model, type)
+    data = pd.DataFrame({"row": values.index, "fitted": x, "residual": values.to_numpy()})
+    data["smooth"] = _smooth(x, data["residual"].to_numpy())
+    panel.axhline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    panel.scatter(data["fitted"], data["residual"], s=12, color=_POINT, alpha=0.6, linewidth=0)
+    line = data.sort_values("fitted")
+    panel.plot(line["fitted"], line["smooth"], color=_LINE, linewidth=1.5)
+    _name_largest(panel, data, "fitted", "residual", data["residual"].to_numpy(), n_labels)
+    _label(panel, x_label, y_label, f"Residuals against {x_label}s")
+    return panel.figure, data
+
+
+def scale_location(model: MixedModel, type: str = "pearson", n_labels: int = 3, ax: Any = None) -> Picture:
+    """Square root of |residual| against fitted values: a trend in the smooth curve is a variance misjudged.
+
+    Arguments as `residuals_fitted`.
+
+    Returns:
+        Figure, and a row per observation: row, fitted, root_abs_residual, smooth, labelled.
+    """
+    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    x, x_label = _position(model)
+    values, y_label = _residuals(model, type)
+    root = np.sqrt(np.abs(values.to_numpy()))
+    data = pd.DataFrame({"row": values.index, "fitted": x, "root_abs_residual": root, "smooth": _smooth(x, root)})
+    panel.scatter(data["fitted"], root, s=12, color=_POINT, alpha=0.6, linewidth=0)
+    line = data.sort_values("fitted")
+    panel.plot(line["fitted"], line["smooth"], color=_LINE, linewidth=1.5)
+    panel.axhline(0.0, color="none")  # keeps zero in sight
+    _name_largest(panel, data, "fitted", "root_abs_residual", root, n_labels)
+    _label(panel, x_label, f"sqrt |{y_label}|", "Scale and location")
+    return panel.figure, data
+
+
+def residuals_by_group(
+    model: MixedModel, group: Any = None, type: str = "pearson", max_levels: int = MAX_NAMED_LEVELS, ax: Any = None
+) -> Picture:
+    """A horizontal box of residuals per level, ordered by their medians.
+
+    Args:
+        model: fitted model.
+        group: a grouping factor, or (n,) values to group by; None takes the factor with most levels among
+            those with several rows per level.
+        type: of residual, as `residuals_fitted`.
+        max_levels: where there are more, those with the largest |median| are drawn.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per level drawn, from below: level, n, low and high (the whiskers: last residuals
+        within 1.5 box lengths), q1, median, q3, outside (number of residuals beyond them).
+    """
+    labels = _flist(model, group)
+    values, x_label = _residuals(model, type)
+    rows, far = [], []
+    for level, own in values.groupby(labels.to_numpy(), sort=False):
+        r = own.to_numpy()
+        q1, median, q3 = np.quantile(r, [0.25, 0.5, 0.75])
+        inside = r[(r >= q1 - 1.5 * (q3 - q1)) & (r <= q3 + 1.5 * (q3 - q1))]
+        far.append(np.setdiff1d(r, inside))
+        rows.append((level, r.size, inside.min(), q1, median, q3, inside.max(), r.size - inside.size))
+    data = pd.DataFrame(rows, columns=["level", "n", "low", "q1", "median", "q3", "high", "outside"])
+    total = len(data)
+    keep = data["median"].abs().sort_values(ascending=False, kind="stable").index[:max_levels]
+    data = data.loc[keep].sort_values("median", kind="stable")
+    beyond = [far[i] for i in data.index]
+    data = data.reset_index(drop=True)
+    panel = _panels(ax, 1, (5.4, _height(len(data))))[0]
+    y = np.arange(len(data))
+    panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    panel.hlines(y, data["low"], data["high"], color=_POINT, linewidth=0.8)
+    box = {"facecolor": "#c7d6e6", "edgecolor": _POINT, "linewidth": 0.8, "height": 0.7}
+    panel.use_sticky_edges = False  # a box may be the outermost thing and needs its margin
+    panel.barh(y, data["q3"] - data["q1"], left=data["q1"], zorder=2, **box)
+    panel.vlines(data["median"], y - 0.35, y + 0.35, color=_LINE, linewidth=1.6, zorder=3)
+    for at, r in zip(y, beyond, strict=True):
+        panel.plot(r, np.full(r.size, at), ".", color=_POINT, markersize=3)
+    name = str(labels.name)
+    title = f"Residuals by {name}"
+    if len(data) < total:
+        title += f"\n{len(data)} of {total:,} levels, those with the largest |median|"
+    _label(panel, x_label, name, title)
+    _name_levels(panel, data["level"].tolist(), name)
+    return panel.figure, data
+
+
+def residuals_qq(
+    model: MixedModel, type: str | None = None, level: float = 0.95, n_labels: int = 3, seed: int = 0, ax: Any = None
+) -> Picture:
+    """Ordered residuals against normal quantiles, with the line through the quartiles and a pointwise band.
+
+    Args:
+        model: fitted model.
+        type: of residual; None takes Pearson residuals of a linear model, else randomised quantile residuals,
+            which are normal under the model whatever the family, and the response's for a user's family.
+        level: of the band, the distribution of each normal order statistic around the line.
+        n_labels: how many of the residuals farthest from the line get their row label.
+        seed: of quantile residuals.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per observation in increasing order: row, theoretical, residual, line, lower, upper,
+        labelled.
+    """
+    from scipy.special import betaincinv, ndtri
+
+    _normal_quantile(level)
+    if type is None:
+        type = "pearson" if model.is_linear else "response" if isinstance(model.family, Custom) else "quantile"
+    if type == "quantile":
+        values, y_label = model.residuals(type, seed=seed), "quantile residual"
+    else:
+        values, y_label = _residuals(model, type)
+    values = values.sort_values(kind="stable")
+    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    n = len(values)
+    z, r = _plotting_positions(n), values.to_numpy()
+    quartile = NormalDist().inv_cdf(0.75)
+    low, high = np.quantile(r, [0.25, 0.75])
+    slope, middle = (high - low) / (2.0 * quartile), 0.5 * (low + high)
+    order = np.arange(1, n + 1)
+    band = [ndtri(betaincinv(order, n + 1.0 - order, p)) for p in (0.5 - 0.5 * level, 0.5 + 0.5 * level)]
+    data = pd.DataFrame({"row": values.index, "theoretical": z, "residual": r, "line": middle + slope * z})
+    data["lower"], data["upper"] = middle + slope * band[0], middle + slope * band[1]
+    panel.fill_between(z, data["lower"], data["upper"], color="0.9", linewidth=0)
+    panel.plot(z, data["line"], color=_LINE, linewidth=1.2)
+    panel.scatter(z, r, s=12, color=_POINT, alpha=0.7, linewidth=0, zorder=3)
+    _name_largest(panel, data, "theoretical", "residual", (data["residual"] - data["line"]).to_numpy(), n_labels, False)
+    _label(panel, "normal quantile", y_label, "Normal Q-Q plot of residuals")
+    return panel.figure, data
+
+
+def diagnostics(model: MixedModel, type: str = "pearson", group: Any = None, ax: Any = None) -> Picture:
+    """Four panels: `residuals_fitted`, `residuals_qq`, `scale_location` and `residuals_by_group`.
+
+    Args:
+        model: fitted model.
+        type: of residual in all panels but the Q-Q plot, which chooses its own ("response" holds for all).
+        group: for the boxes, of which the 25 with the largest |median| are drawn.
+        ax: four matplotlib axes.
+
+    Returns:
+        Figure, and the four tables below each other, with the function's name as outer index.
+    """
+    axes = _panels(ax, 4, (5.2, 4.0), columns=2)
+    own = type if type == "response" else None
+    parts = {
+        "residuals_fitted": residuals_fitted(model, type, ax=axes[0]),
+        "residuals_qq": residuals_qq(model, own, ax=axes[1]),
+        "scale_location": scale_location(model, type, ax=axes[2]),
+        "residuals_by_group": residuals_by_group(model, group, type, max_levels=25, ax=axes[3]),
+    }
+    data = pd.concat({name: frame for name, (_, frame) in parts.items()}, names=["panel", None])
+    return axes[0].figure, data
+
+
+# ---- random effects --------------------------------------------------------------------------------
+def _columns(model: MixedModel, term: str | None) -> tuple[str, list[int]]:
+    """Grouping factor and which of its columns: those of one term, as the formula writes it, or all."""
+    if term is None or term in model.ngrps:
+        group = _group(model, term)
+        return group, list(range(sum(len(model._data.terms[i].names) for i in model._by_group()[group])))
+    wanted = "".join(term.split()).strip("()")
+    for group, indices in model._by_group().items():
+        at = 0
+        found: list[int] = []
+        for i in indices:
+            k = len(model._data.terms[i].names)
+            if "".join(model._data.formula_bars[i].split()).strip("()") == wanted:
+                found += range(at, at + k)
+            at += k
+        if found:
+            return group, found
+    have = ", ".join([*model.ngrps, *dict.fromkeys(model._data.formula_bars)])
+    raise ValueError(f"the model has no grouping factor or term {term!r}; it has {have}")
+
+
+def _modes(model: MixedModel, groups: Iterable[tuple[str, list[int]]], level: float) -> list[pd.DataFrame]:
+    """Per column, a table of its modes: group, column, level, mode, sd, lower, upper."""
+    half = _normal_quantile(level)
+    effects = model.ranef(condVar=True)
+    out = []
+    for group, which in groups:
+        frame = effects[group]
+        sd = np.sqrt(np.einsum("mkk->mk", frame.attrs["condVar"]))
+        for j in which:
+            mode = frame.iloc[:, j].to_numpy()
+            out.append(
+                pd.DataFrame(
+                    {
+                        "group": group,
+                        "column": frame.columns[j],
+                        "level": frame.index.astype(str),
+                        "mode": mode,
+                        "sd": sd[:, j],
+                        "lower": mode - half * sd[:, j],
+                        "upper": mode + half * sd[:, j],
+                    }
+                )
+            )
+    return out
+
+
+def caterpillar(
+    model: MixedModel, term: str | None = None, level: float = 0.95, sort: str | None = None, ax: Any = None
+) -> Picture:
+    """Conditional modes of one grouping factor in increasing order, with intervals; a panel per column.
+
+    Args:
+        model: fitted model.
+        term: a grouping factor, or one of its terms as the formula writes it, ``"(1 | g)"``; None takes the
+            factor with most levels among those with several rows per level.
+        level: of the intervals, mode +- z conditional standard deviations.
+        sort: a column, by which all panels are ordered; None orders each panel by itself.
+        ax: matplotlib axes, one per column.
+
+    Returns:
+        Figure, and per panel a row per level from below: group, column, level, mode, sd, lower, upper.
+    """
+    group, which = _columns(model, term)
+    tables = _modes(model, [(group, which)], level)
+    names = [str(t["column"].iloc[0]) for t in tables]
+    if sort is not None and sort not in names:
+        raise ValueError(f"sort must be one of the columns {', '.join(names)}; got {sort!r}")
+    order = None if sort is None else np.argsort(tables[names.index(sort)]["mode"].to_numpy(), kind="stable")
+    m = len(tables[0])
+    axes = _panels(ax, len(tables), (4.2, _height(m)))
+    drawn = []
+    for panel, name, table in zip(axes, names, tables, strict=True):
+        own = np.argsort(table["mode"].to_numpy(), kind="stable") if order is None else order
+        table = table.iloc[own].reset_index(drop=True)
+        y = np.arange(m)
+        apart = np.where((table["lower"] > 0.0) | (table["upper"] < 0.0), _LINE, _POINT)
+        panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+        lines = {"linewidth": 1.0} if m <= MAX_NAMED_LEVELS else {"linewidth": 0.6, "alpha": 0.5 if m <= 300 else 0.15}
+        panel.hlines(y, table["lower"], table["upper"], color=apart, **lines)
+        panel.scatter(table["mode"], y, s=12 if m <= MAX_NAMED_LEVELS else 5, color=apart, zorder=3)
+        _label(panel, f"conditional mode, {100.0 * level:g} % interval", group, name)
+        _name_levels(panel, table["level"].tolist(), group)
+        drawn.append(table)
+    return axes[0].figure, pd.concat(drawn, ignore_index=True)
+
+
+def ranef_qq(model: MixedModel, term: str | None = None, level: float = 0.95, ax: Any = None) -> Picture:
+    """Conditional modes against normal quantiles, with their intervals and a least-squares line; a panel per column.
+
+    Args:
+        model: fitted model.
+        term: a grouping factor or a term, as `caterpillar`; None takes all of them.
+        level: of the intervals.
+        ax: matplotlib axes, one per column.
+
+    Returns:
+        Figure, and per panel a row per level in increasing order: group, column, level, mode, sd, lower, upper,
+        theoretical, line.
+    """
+    chosen = [_columns(model, g) for g in model.ngrps] if term is None else [_columns(model, term)]
+    tables = _modes(model, chosen, level)
+    axes = _panels(ax, len(tables), (4.0, 3.6))
+    drawn = []
+    for panel, table in zip(axes, tables, strict=True):
+        table = table.sort_values("mode", kind="stable", ignore_index=True)
+        z = _plotting_positions(len(table))
+        mode = table["mode"].to_numpy()
+        table["theoretical"] = z
+        table["line"] = mode.mean() + (z @ mode) / max(float(z @ z), np.finfo(float).tiny) * z  # z has mean 0
+        panel.vlines(z, table["lower"], table["upper"], color="#9db6cf", linewidth=0.8 if len(z) <= 100 else 0.4)
+        panel.plot(z, table["line"], color=_LINE, linewidth=1.2)
+        panel.scatter(z, mode, s=12 if len(z) <= 100 else 5, color=_POINT, zorder=3)
+        title = f"{table['group'].iloc[0]}: {table['column'].iloc[0]}"
+        _label(panel, "normal quantile", f"conditional mode, {100.0 * level:g} % interval", title)
+        drawn.append(table)
+    return axes[0].figure, pd.concat(drawn, ignore_index=True)
+
+
+# ---- shrinkage -------------------------------------------------------------------------------------
+@partial(jax.jit, static_argnames=("family",))
+def _pieces(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> tuple[Array, Array, Array]:
+    """Log density, score and information per row; the expected information where the family has it."""
+    value, score, observed = family.derivatives(y, eta, weights, phi)
+    expected = family.expected_information(eta, weights, phi)
+    return value, score, observed if expected is None else expected
+
+
+def _unpooled(model: MixedModel, group: str) -> np.ndarray:
+    """(m, k) effects of each level from its own rows alone, everything else in the model held fixed.
+
+    For a linear model that is (weighted) least squares of the residual without the group's effects on its
+    columns; for a generalised one maximum likelihood by Fisher scoring with the rest of the linear predictor
+    as offset. NaN where the level's rows do not determine it: columns without rank, or a likelihood that
+    rises forever (all responses equal, for instance).
+    """
+    indices = model._by_group()[group]
+    z = np.concatenate([model._data.terms[i].z for i in indices], axis=1)
+    level = np.asarray(model._data.terms[indices[0]].level)
+    m, k = len(model._data.terms[indices[0]].levels), z.shape[1]
+    y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
+    offset = model.linear_predictor - model._random_part(indices)
+
+    def total(rows: np.ndarray) -> np.ndarray:
+        out = np.zeros((m, *rows.shape[1:]))
+        np.add.at(out, level, rows)
+        return out
+
+    squares = total(weights[:, None, None] * z[:, :, None] * z[:, None, :])
+    size = np.sqrt(np.maximum(np.einsum("mkk->mk", squares), np.finfo(float).tiny))
+    smallest = np.linalg.eigvalsh(squares / (size[:, :, None] * size[:, None, :]))[:, 0]
+    known = (smallest > 1e-8) & (np.einsum("mkk->mk", squares) > 0.0).all(axis=1)
+    b = np.zeros((m, k))
+
+    def step(score: np.ndarray, information: np.ndarray, active: np.ndarray) -> np.ndarray:
+        moves = np.zeros((m, k))
+        moves[active] = np.linalg.solve(information[active], score[active][:, :, None])[:, :, 0]
+        return moves
+
+    if model.is_linear:
+        b = step(total((weights * (y - offset))[:, None] * z), squares, known)
+    else:
+        b, known = _separate_fits(model, z, level, offset, total, step, squares, known)
+    b[~known] = np.nan
+    return b
+
+
+def _separate_fits(
+    model: MixedModel,
+    z: np.ndarray,
+    level: np.ndarray,
+    offset: np.ndarray,
+    total: Callable[[np.ndarray], np.ndarray],
+    step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    squares: np.ndarray,
+    known: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fisher scoring for all levels at once, each with its own step halving; and which of them have a maximum."""
+    y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
+    phi = model._estimates.phi
+
+    def at(b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        eta = offset + np.einsum("nk,nk->n", z, b[level])
+        with x64():
+            value, score, w = (np.asarray(x) for x in _pieces(eta, y, weights, phi, model.family))
+        return total(value), total(score[:, None] * z), total(w[:, None, None] * z[:, :, None] * z[:, None, :])
+
+    def weakest(information: np.ndarray) -> np.ndarray:
+        """Least information of a level in any direction, relative to that of its rows at weight one."""
+        size = np.sqrt(np.maximum(np.einsum("mkk->mk", squares), np.finfo(float).tiny))
+        return np.linalg.eigvalsh(information / (size[:, :, None] * size[:, None, :]))[:, 0]
+
+    b = np.zeros((squares.shape[0], z.shape[1]))
+    value, score, information = at(b)
+    done = ~known
+    for _ in range(100):
+        active = ~done & (weakest(information) > 1e-7)  # below, the likelihood is flat: it has no maximum nearby
+        if not active.any():
+            break
+        moves = step(score, information, active)
+        done |= active & ((moves * score).sum(axis=1) < 1e-16)
+        length = np.where(active, 1.0, 0.0)
+        for _ in range(20):
+            new = at(b + length[:, None] * moves)
+            worse = (length > 0.0) & ~(new[0] >= value - 1e-10 * (1.0 + np.abs(value)))
+            if not worse.any():
+                break
+            length = np.where(worse, 0.5 * length, length)
+        b = b + length[:, None] * moves
+        value, score, information = new
+    return b, known & done & (weakest(information) > 1e-5)
+
+
+def shrinkage(model: MixedModel, group: str | None = None, ax: Any = None) -> Picture:
+    """What partial pooling does: per level, the estimate from its own rows alone and the conditional mode.
+
+    "Its own rows alone" holds everything else in the model fixed at the estimates: least squares for a linear
+    model, maximum likelihood for a generalised one, over the level's random-effects columns. Both are drawn
+    with the fixed effect of the same name added. Two columns give arrows in their plane, from the separate
+    estimate to the mode; one column, or more than two, a panel each with a line per level.
+
+    Args:
+        model: fitted model.
+        group: a grouping factor; None takes the one with most levels among those with several rows per level.
+        ax: matplotlib axes: one, or one per column if these are more than two.
+
+    Returns:
+        Figure, and a row per level and column: group, column, level, n (rows), no_pooling (NaN where the
+        level's rows do not determine it: columns that do not vary, or all responses equal), mode, fixed.
+    """
+    group = _group(model, group)
+    effects = model.ranef()[group]
+    separate = _unpooled(model, group)
+    labels = model._data.terms[model._by_group()[group][0]]
+    n = np.bincount(labels.level, minlength=len(labels.levels))
+    fixed = model.fixef.reindex(list(effects.columns)).fillna(0.0).to_numpy()
+    tables = []
+    for j, column in enumerate(effects.columns):
+        tables.append(
+            pd.DataFrame(
+                {
+                    "group": group,
+                    "column": column,
+                    "level": effects.index.astype(str),
+                    "n": n,
+                    "no_pooling": fixed[j] + separate[:, j],
+                    "mode": fixed[j] + effects.iloc[:, j].to_numpy(),
+                    "fixed": fixed[j],
+                }
+            )
+        )
+    missing = int(np.isnan(separate).any(axis=1).sum())
+    title = f"Shrinkage by {group}"
+    if missing:
+        title += f"\n{missing} of {len(effects):,} levels have no estimate of their own"
+    if len(tables) == 2:
+        axes = _panels(ax, 1, (6.0, 5.2))
+        _shrinkage_plane(axes[0], tables, title)
+    else:
+        axes = _panels(ax, len(tables), (4.6, _height(len(effects))))
+        for panel, table in zip(axes, tables, strict=True):
+            _shrinkage_lines(panel, table, group, title, legend=panel is axes[0])
+    return axes[0].figure, pd.concat(tables, ignore_index=True)
+
+
+def _shrinkage_plane(panel: Any, tables: list[pd.DataFrame], title: str) -> None:
+    x, y = tables
+    start = np.column_stack([x["no_pooling"], y["no_pooling"]])
+    end = np.column_stack([x["mode"], y["mode"]])
+    moved = ~np.isnan(start).any(axis=1)
+    way = (end - start)[moved]
+    if moved.any():
+        arrow = {"width": 0.003, "headwidth": 7, "headlength": 8, "color": "0.55"}
+        panel.quiver(*start[moved].T, *way.T, angles="xy", scale_units="xy", scale=1.0, **arrow)
+    panel.scatter(*start[moved].T, s=22, facecolor="white", edgecolor=_POINT, zorder=3, label="own rows alone")
+    panel.scatter(*end.T, s=10, color=_POINT, zorder=4, label="conditional mode")
+    panel.scatter(
+        x["fixed"].iloc[:1], y["fixed"].iloc[:1], s=110, marker="+", color=_LINE, zorder=5, label="fixed effect"
+    )
+    if len(x) <= 30:
+        for name, (a, b), ok in zip(x["level"], np.where(moved[:, None], start, end), moved, strict=True):
+            panel.annotate(
+                name, (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7, color="0.35" if ok else "0.6"
+            )
+    panel.margins(0.09)
+    panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _label(panel, str(x["column"].iloc[0]), str(y["column"].iloc[0]), title)
+
+
+def _shrinkage_lines(panel: Any, table: pd.DataFrame, group: str, title: str, legend: bool) -> None:
+    table = table.sort_values("mode", kind="stable")
+    y = np.arange(len(table))
+    few = len(table) <= MAX_NAMED_LEVELS
+    panel.axvline(table["fixed"].iloc[0], color=_LINE, linewidth=1.0, label="fixed effect")
+    panel.hlines(y, table["no_pooling"], table["mode"], color="0.75", linewidth=1.0)
+    size = 20 if few else 8
+    panel.scatter(
+        table["no_pooling"], y, s=size, facecolor="white", edgecolor=_POINT, linewidth=0.9, label="own rows alone"
+    )
+    panel.scatter(table["mode"], y, s=size, color=_POINT, zorder=3, label="conditional mode")
+    if legend:
+        panel.legend(fontsize=8, frameon=False, loc="lower right")  # rows ascend: the corner is empty
+    _label(panel, str(table["column"].iloc[0]), group, title)
+    _name_levels(panel, table["level"].tolist(), group)
+
+
+# ---- coefficients ----------------------------------------------------------------------------------
+def coefficients(
+    models: MixedModel | Mapping[str, MixedModel] | None = None,
+    level: float = 0.95,
+    intervals: Mapping[str, pd.DataFrame] | None = None,
+    intercept: bool = True,
+    ax: Any = None,
+) -> Picture:
+    """Intervals of the fixed effects, of several models or by several methods, side by side.
+
+    Args:
+        models: a fitted model, or name -> fitted model; their Wald intervals are drawn.
+        level: of the Wald intervals.
+        intervals: label -> table with two columns, lower and upper, indexed by coefficient (as `confint` gives
+            them; a third column named "estimate" is used). With models, rows that are none of their fixed
+            effects are left out, and of one model the estimates serve where the table has none.
+        intercept: whether "(Intercept)" is drawn.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per interval from above: coefficient, label, estimate (NaN if not known), lower, upper.
+    """
+    fitted = {"Wald": models} if isinstance(models, MixedModel) else dict(models or {})
+    tables: dict[str, pd.DataFrame] = {}
+    for label, model in fitted.items():
+        table = model.confint(level=level).set_axis(["lower", "upper"], axis=1)
+        tables[label] = table.assign(estimate=model.fixef)
+    known = {name for table in tables.values() for name in table.index}
+    only = next(iter(fitted.values())).fixef if len(fitted) == 1 else None
+    for label, given in (intervals or {}).items():
+        if label in tables:
+            raise ValueError(f"two sets of intervals are labelled {label!r}")
+        tables[label] = _interval_table(label, given, known, only)
+    if not tables:
+        raise ValueError("nothing to draw: give a fitted model, name -> model, or intervals")
+    names = list(dict.fromkeys(n for t in tables.values() for n in t.index if intercept or n != "(Intercept)"))
+    if not names:
+        raise ValueError("nothing to draw: there is no coefficient but the intercept")
+    count = len(tables)
+    panel = _panels(ax, 1, (6.0, float(np.clip(1.4 + (0.16 + 0.14 * count) * len(names), 2.4, 12.0))))[0]
+    panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    shift = (np.arange(count) - 0.5 * (count - 1)) * min(0.7 / count, 0.22)
+    for i, (label, table) in enumerate(tables.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        y = np.arange(len(names)) + shift[i]
+        own = table.reindex(names).set_index(y)
+        own = own[own["lower"].notna()]
+        panel.hlines(own.index, own["lower"], own["upper"], color=colour, linewidth=1.5, label=label)
+        panel.plot(own["estimate"], own.index, "os^Dv<"[i % 6], color=colour, markersize=4)
+    panel.set_yticks(np.arange(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    if count > 1:
+        panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    what = f"{100.0 * level:g} % interval" if not intervals else "interval"  # given ones may have another level
+    _label(panel, f"estimate and {what}", "", "Fixed effects")
+    rows = [t.loc[[n]].assign(coefficient=n, label=s) for n in names for s, t in tables.items() if n in t.index]
+    data = pd.concat(rows, ignore_index=True)
+    return panel.figure, data[["coefficient", "label", "estimate", "lower", "upper"]]
+
+
+def _interval_table(label: str, given: pd.DataFrame, known: set[str], estimates: pd.Series | None) -> pd.DataFrame:
+    bounds = [c for c in given.columns if c != "estimate"]
+    if len(bounds) != 2:
+        raise ValueError(f"intervals {label!r} must have two columns, lower and upper; it has {len(bounds)}")
+    table = given[bounds].astype(float).set_axis(["lower", "upper"], axis=1)
+    if "estimate" in given.columns:
+        table["estimate"] = given["estimate"].astype(float)
+    else:
+        table["estimate"] = np.nan if estimates is None else estimates.reindex(table.index)
+    if known:
+        table = table[table.index.isin(known)]
+        if table.empty:
+            raise ValueError(f"intervals {label!r} has none of the models' fixed effects in its index")
+    return table
+
+
+# ---- calibration -----------------------------------------------------------------------------------
+def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: Any = None) -> Picture:
+    """Means of the response in bins of the fitted values, against the means fitted there.
+
+    Args:
+        model: fitted model.
+        bins: of equal numbers of rows, as far as fitted values are distinct.
+        level: of the intervals, fitted mean +- z standard deviations of a bin's mean under the model.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per bin: n (rows), weight (trials of the binomial), fitted, observed, lower, upper
+        (what the model expects of `observed`; NaN for a family without variance function).
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins!r}")
+    half = _normal_quantile(level)
+    mu, _, variance, _ = model._moments
+    y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
+    edges = np.unique(np.quantile(mu, np.linspace(0.0, 1.0, bins + 1)[1:-1]))
+    which = np.searchsorted(edges, mu, side="left")
+    count = edges.size + 1
+    n, weight = np.bincount(which, minlength=count), np.bincount(which, weights, count)
+    fitted = np.bincount(which, weights * mu, count) / np.maximum(weight, np.finfo(float).tiny)
+    observed = np.bincount(which, weights * y, count) / np.maximum(weight, np.finfo(float).tiny)
+    spread = model.sigma * np.sqrt(np.bincount(which, weights * variance, count)) / np.maximum(weight, 1e-300)
+    data = pd.DataFrame({"n": n, "weight": weight, "fitted": fitted, "observed": observed})
+    data["lower"], data["upper"] = fitted - half * spread, fitted + half * spread
+    data = data[data["n"] > 0].reset_index(drop=True)
+    counts = isinstance(model.family, Poisson | NegativeBinomial)
+    if counts or isinstance(model.family, Binomial):
+        data[["lower", "upper"]] = data[["lower", "upper"]].clip(0.0, None if counts else 1.0)
+    panel = _panels(ax, 1, (5.2, 4.4))[0]
+    ends = [min(data["fitted"].min(), data["observed"].min()), max(data["fitted"].max(), data["observed"].max())]
+    panel.plot(ends, ends, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    panel.vlines(data["fitted"], data["lower"], data["upper"], color="#9db6cf", linewidth=3.0)
+    panel.plot(data["fitted"], data["observed"], "o", color=_LINE, markersize=4)
+    for x, top, rows in zip(data["fitted"], data[["observed", "upper"]].max(axis=1), data["n"], strict=True):
+        panel.annotate(
+            f"{rows:,}", (x, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="0.35"
+        )
+    panel.margins(y=0.08)
+    note = ""
+    if counts:  # a linear axis would crowd most bins near zero
+        scale = (lambda v: np.sign(v) * np.sqrt(np.abs(v)), lambda v: np.sign(v) * np.square(v))
+        panel.set_xscale("function", functions=scale)
+        panel.set_yscale("function", functions=scale)
+        note = " (square-root axis)"
+    _label(panel, f"mean of fitted values{note}", f"mean of observations{note}", "Calibration, with rows per bin")
+    return panel.figure, data
+
+
+def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -> Picture:
+    """Hanging rootogram of counts: bars of sqrt(observed) hang from the curve of sqrt(expected).
+
+    Expected frequencies are sums over the rows of the Poisson or negative binomial probabilities at the fitted
+    means. A bar that ends above zero is a count seen more rarely than expected, below zero more often.
+
+    Args:
+        model: a Poisson or negative binomial fit.
+        max_count: largest count drawn; None takes the largest observed.
+        ax: one matplotlib axes.
+
+    Returns:
+        Figure, and a row per count: count, observed, expected (frequencies).
+
+    Raises:
+        NotSupportedError: another family, or weighted counts.
+
+    Source: Kleiber & Zeileis 2016, Am. Stat. 70(3).
+    """
+    if not isinstance(model.family, Poisson | NegativeBinomial):
+        also = "; observed_fitted() draws proportions" if isinstance(model.family, Binomial) else ""
+        raise NotSupportedError(f"a rootogram is of Poisson or negative binomial counts, not {model.family}{also}")
+    from ._summaries import count_distribution
+
+    distribution = count_distribution(model)
+    y = np.rint(np.asarray(model._design.y)).astype(int)
+    top = int(y.max()) if max_count is None else int(max_count)
+    if top < 0:
+        raise ValueError(f"max_count must not be negative, got {max_count!r}")
+    counts = np.arange(top + 1)
+    expected = np.array([distribution.pmf(k).sum() for k in counts])
+    observed = np.bincount(y[y <= top], minlength=top + 1)
+    data = pd.DataFrame({"count": counts, "observed": observed, "expected": expected})
+    panel = _panels(ax, 1, (6.0, 4.0))[0]
+    root = np.sqrt(expected)
+    style = {"color": "#9db6cf", "edgecolor": _POINT, "linewidth": 0.5 if top < 50 else 0.0, "width": 0.9}
+    panel.use_sticky_edges = False
+    panel.bar(counts, -np.sqrt(observed), bottom=root, label="observed, hanging", **style)
+    panel.plot(counts, root, "-o", color=_LINE, markersize=3 if top < 50 else 1.5, linewidth=1.2, label="expected")
+    panel.axhline(0.0, color="0.3", linewidth=0.8)
+    panel.legend(fontsize=8, frameon=False)
+    _label(panel, model._data.response_name, "square root of frequency", "Hanging rootogram")
+    return panel.figure, data

@@ -1,0 +1,126 @@
+"""Bootstrap replicates against single refits and against the distributions that theory says."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import assert_close, load_data
+
+import glmmjax as gj
+from glmmjax import _bootstrap
+from glmmjax.results import NotSupportedError
+
+CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
+
+
+@cache
+def cbpp() -> gj.MixedModel:
+    return gj.glmer(CBPP, load_data("cbpp"))
+
+
+@cache
+def sleep() -> gj.MixedModel:
+    return gj.lmer("Reaction ~ Days + (Days | Subject)", load_data("sleepstudy"))
+
+
+def test_replicates_are_refits() -> None:
+    for m in (cbpp(), sleep()):
+        made = m.bootstrap(3, seed=5)
+        responses = list(_bootstrap._responses(m, 3, 5, "parametric"))
+        for y, (_, row) in zip(responses, made.frame.iterrows(), strict=True):
+            again = m.refit(y)
+            sds = np.concatenate([block.sd for block in again.VarCorr()])
+            names = [n for n in made.frame if n.startswith("sd_")]
+            assert_close(row[names], sds, atol=2e-4 * max(1.0, m.sigma))  # both stop at 1e-10 of the deviance
+            assert_close(row[list(m.fixef.index)], again.beta, atol=2e-4 * max(1.0, m.sigma))
+        assert_close(made.observed[list(m.fixef.index)], m.beta)
+
+
+def test_distribution() -> None:
+    """Spread of the replicates is the standard error; seeds reproduce."""
+    m = sleep()
+    made = m.bootstrap(400, seed=1)
+    assert not made.failed and len(made.good) == 400
+    table = made.summary()
+    # the spread of 400 draws is known within 3.5 %
+    assert_close(table["std_error"][["(Intercept)", "Days"]] / m.bse, np.ones(2), atol=0.13)
+    # REML keeps beta and sigma free of bias: 3.5 standard errors of the mean
+    for name in ("(Intercept)", "Days", "sigma"):
+        assert abs(table.loc[name, "bias"]) < 3.5 * table.loc[name, "std_error"] / 20.0
+    assert_close(m.bootstrap(5, seed=1).frame, m.bootstrap(5, seed=1).frame)
+    assert not np.allclose(m.bootstrap(5, seed=1).frame, m.bootstrap(5, seed=2).frame)
+
+
+def test_intervals() -> None:
+    made = sleep().bootstrap(200, seed=1)
+    values = made.good["Days"]
+    low, high = np.quantile(values, [0.05, 0.95])
+    estimate = made.observed["Days"]
+    assert_close(made.confint(0.9).loc["Days"], [low, high])
+    assert_close(made.confint(0.9, "basic").loc["Days"], [2 * estimate - high, 2 * estimate - low])
+    half = 1.6448536 * values.std()
+    middle = 2 * estimate - values.mean()
+    assert_close(made.confint(0.9, "normal").loc["Days"], [middle - half, middle + half], rtol=1e-7)
+    assert_close(sleep().confint("boot", 0.9, nsim=200, seed=1), made.confint(0.9))
+    assert list(made.confint().columns) == ["2.5 %", "97.5 %"]
+    assert "Parametric bootstrap, 200 replicates (seed 1)" in str(made) and "<table" in made._repr_html_()
+
+
+def test_semiparametric() -> None:
+    m = sleep()
+    made = m.bootstrap(200, seed=3, kind="semiparametric")
+    assert made.summary().loc["sigma", "bias"] == pytest.approx(0.0, abs=0.6)
+    # with the conditional modes kept, only residuals make Days vary
+    assert made.summary().loc["Days", "std_error"] < 0.6 * m.bse["Days"]
+    with pytest.raises(NotSupportedError, match="residuals of a linear model"):
+        cbpp().bootstrap(2, kind="semiparametric")
+
+
+def test_groups() -> None:
+    m = cbpp()
+    made = m.bootstrap(60, seed=4, kind="groups")
+    # robust standard errors are what resampled clusters estimate; 60 draws: within 4 x 9 %
+    robust = np.sqrt(np.diag(m.vcov(type="robust")))
+    ratio = made.good[["(Intercept)", "period2", "period3"]].std() / robust[:3]
+    assert ((ratio > 0.6) & (ratio < 1.6)).all()
+    # one replicate by hand: the drawn herds as new data
+    rng = np.random.default_rng(4)
+    draw = rng.integers(0, 15, (60, 15))[0]
+    data = load_data("cbpp")
+    parts = [data[data["herd"] == str(j + 1)].assign(herd=f"h{i:02d}") for i, j in enumerate(draw)]
+    again = gj.glmer(CBPP, pd.concat(parts, ignore_index=True))
+    assert_close(made.frame.iloc[0][list(m.fixef.index)], again.beta, atol=1e-4)
+    data = data.assign(obs=np.arange(56))
+    with pytest.raises(NotSupportedError, match="one grouping factor, the model has 2"):
+        gj.glmer(CBPP + " + (1 | obs)", data).bootstrap(2, kind="groups")
+
+
+def test_separated_replicates_are_kept_apart() -> None:
+    made = cbpp().bootstrap(1000, seed=0)
+    assert len(made.failed) >= 1  # period 4 has a handful of cases: some draws have none
+    assert made.frame.loc[list(made.failed)].isna().all(axis=None)
+    assert np.abs(made.good.to_numpy()).max() < 15.0
+    assert f"{len(made.failed)} refits did not converge or ran off" in str(made)
+
+
+def test_statistic() -> None:
+    m = sleep()
+    made = m.bootstrap(4, seed=2, statistic=lambda q: q.sigma**2)
+    assert list(made.frame) == ["statistic"]
+    assert_close(made.frame["statistic"], m.bootstrap(4, seed=2).frame["sigma"] ** 2, rtol=1e-5)
+    series = m.bootstrap(2, seed=2, statistic=lambda q: q.fixef)
+    assert list(series.frame) == ["(Intercept)", "Days"]
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="nsim must be a positive integer"):
+        sleep().bootstrap(0)
+    with pytest.raises(ValueError, match="kind must be one of 'parametric'"):
+        sleep().bootstrap(2, kind="wild")
+    with pytest.raises(ValueError, match="kind must be one of 'percentile'"):
+        sleep().bootstrap(2).confint(kind="bca")
+    with pytest.raises(ValueError, match="a statistic is of a model with the fit's rows"):
+        sleep().bootstrap(2, kind="groups", statistic=lambda q: q.sigma)
