@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._glmer import design as design
     from ._glmer import glmer as glmer
     from ._lmer import lmer as lmer
+    from ._lmlist import lm_list as lm_list
     from ._objective import laplace_deviance as laplace_deviance
     from ._parse import parse as parse
     from ._pirls import pirls as pirls
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from ._quadrature import agq_deviance as agq_deviance
     from ._quadrature import gauss_hermite as gauss_hermite
     from ._simulate import simulate as simulate
+    from ._simulated_tests import bootstrap_test as bootstrap_test
+    from ._simulated_tests import power as power
     from ._structure import Structure as Structure
     from ._structure import structure as structure
     from .links import Link as Link
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "glmer": ("_glmer", "glmer"),
     "lmer": ("_lmer", "lmer"),
+    "lm_list": ("_lmlist", "lm_list"),
     "design": ("_glmer", "design"),
     "design_arrays": ("_design", "design_arrays"),
     "laplace_deviance": ("_objective", "laplace_deviance"),
@@ -62,6 +66,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "lmm_deviance": ("_pls", "lmm_deviance"),
     "pls": ("_pls", "pls"),
     "pool": ("_pool", "pool"),
+    "bootstrap_test": ("_simulated_tests", "bootstrap_test"),
+    "power": ("_simulated_tests", "power"),
     "anova": ("_anova", "anova"),
     "drop1": ("_drop", "drop1"),
     "add1": ("_drop", "add1"),

@@ -261,7 +261,7 @@ def _compare(models: list[MixedModel], refit: bool, names: Sequence[str] | None,
     labels = [f"MODEL{i}" for i in range(1, len(models) + 1)] if names is None else [str(name) for name in names]
     if len(labels) != len(models) or len(set(labels)) < len(labels):
         raise ValueError(f"names must be {len(models)} different names, one for each model, got {names!r}")
-    _check_comparable(models)
+    check_comparable(models)
     heading, notes = [], []
     by_reml = [m.REML for m in models]
     if any(by_reml):
@@ -310,7 +310,7 @@ def _compare(models: list[MixedModel], refit: bool, names: Sequence[str] | None,
     return made_table(frame if with_boundary else frame.iloc[:, :-1], heading, notes)
 
 
-def _check_comparable(models: list[MixedModel]) -> None:
+def check_comparable(models: list[MixedModel]) -> None:
     """Raise ValueError where the likelihoods of two models are not of the same thing."""
     first = models[0]
     for m in models[1:]:

@@ -232,15 +232,15 @@ def predict(
         eta = rows.offset + rows.X @ model._estimates.beta + random_part(rows.parts, effects, n)
         link = model.family.link
         if average:
-            spread = _spread(model, rows.others, n)
-            fit, slope, bend = (np.asarray(a) for a in averages(eta, spread[0], link))
+            wide = spread(model, rows.others, n)
+            fit, slope, bend = (np.asarray(a) for a in averages(eta, wide[0], link))
         elif type == "response":
             fit, slope = np.asarray(link.inverse(jnp.asarray(eta))), np.ones(n)
         else:
             fit, slope = eta, np.ones(n)
         if plain:
             return np.asarray(fit)
-        extra = bend[:, None] * spread[1] if average else None
+        extra = bend[:, None] * wide[1] if average else None
         errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
         return _table(fit, eta, errors, type, link, level, rows.index)
 
@@ -290,7 +290,7 @@ def averages(eta: Any, v: Any, link: Link) -> tuple[Array, Array, Array]:
     return out
 
 
-def _spread(model: MixedModel, parts: Sequence[Part], n: int) -> tuple[np.ndarray, np.ndarray]:
+def spread(model: MixedModel, parts: Sequence[Part], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Variance z'TT'z sigma^2 of the random part, (n,), and its derivative in theta, (n, n_theta)."""
     design, sigma2 = model._design, model.sigma**2
     v, dv = np.zeros(n), np.zeros((n, design.n_theta))

@@ -167,3 +167,23 @@ def quantile_residuals(model: MixedModel, seed: int) -> np.ndarray:
     lower = ndtri(np.maximum(low + draw * (high - low), tiny))
     upper = -ndtri(np.maximum(rest + (1.0 - draw) * (more - rest), tiny))
     return np.asarray(np.where(low + draw * (high - low) <= 0.5, lower, upper))
+
+
+def vif(model: MixedModel) -> pd.DataFrame:
+    """See `MixedModel.vif`."""
+    V = model._fixed_covariance("hessian")
+    assign = np.asarray(model._data.assign)
+    rest = assign > 0
+    labels = [t for j, t in enumerate(model._data.term_labels, start=1) if (assign == j).any()]
+    if len(labels) < 2:
+        raise ValueError("variance inflation needs at least two terms besides the intercept")
+    scale = 1.0 / np.sqrt(np.diag(V))
+    R = (V * np.outer(scale, scale))[np.ix_(rest, rest)]
+    own = assign[rest]
+    whole = np.linalg.slogdet(R)[1]
+    rows = []
+    for j in np.unique(own):
+        a, b = own == j, own != j
+        gvif = np.exp(np.linalg.slogdet(R[np.ix_(a, a)])[1] + np.linalg.slogdet(R[np.ix_(b, b)])[1] - whole)
+        rows.append([gvif, int(a.sum()), gvif ** (0.5 / a.sum())])
+    return pd.DataFrame(rows, index=labels, columns=["GVIF", "df", "GVIF^(1/(2 df))"])

@@ -23,7 +23,7 @@ from ._bordered import selected_inverse
 from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design, factors, linear_predictor
-from ._fit import Estimates, FitStats, Problem, block_diagonal
+from ._fit import Estimates, FitStats, Problem
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
 from ._objective import curvature_weights, log_density_constant
 from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._frame import ModelData
     from ._influence import Influence, Sensitivity
     from ._likelihood import Point
+    from ._means import MarginalMeans
     from ._profile import Profile
     from ._summary import Summary
 
@@ -844,6 +845,47 @@ class MixedModel:
 
         return bootstrap(self, nsim, seed, kind, statistic)
 
+    def marginal_means(
+        self,
+        by: str | Sequence[str],
+        at: Mapping[str, Any] | None = None,
+        type: str = "link",
+        level: float = 0.95,
+        ddf: str | None = None,
+    ) -> MarginalMeans:
+        """Means of the linear predictor by levels of variables, averaged over the other factors (emmeans).
+
+        Args:
+            by: variables of the fixed effects.
+            at: values for variables instead of all levels of a factor or the mean of a number.
+            type: "response" transforms the means and their intervals back.
+            level: of the intervals. ddf: degrees of freedom of linear models, as in `coefficients`.
+
+        Returns:
+            `MarginalMeans`: `frame`, and `pairs(adjust)` for all differences.
+        """
+        from ._means import marginal_means
+
+        return marginal_means(self, by, at, type, level, ddf)
+
+    def marginal_coefficients(self) -> pd.DataFrame:
+        """Population-averaged fixed effects: the marginal mean response, on the link scale, regressed on X.
+
+        Returns:
+            estimate, std_error (delta method, theta's uncertainty included), statistic, and the "conditional" ones.
+
+        Source: Hedeker, du Toit, Demirtas & Gibbons 2018, Biometrics 74 (GLMMadaptive's marginal_coefs).
+        """
+        from ._means import marginal_coefficients
+
+        return marginal_coefficients(self)
+
+    def vif(self) -> pd.DataFrame:
+        """Generalised variance-inflation factors of the terms (Fox & Monette 1992): GVIF, df, GVIF^(1/(2 df))."""
+        from ._summaries import vif
+
+        return vif(self)
+
     # ---- influence ---------------------------------------------------------------------------------
     @cached_property
     def _sensitivity(self) -> Sensitivity:
@@ -950,6 +992,22 @@ class MixedModel:
             h = _leverages(*self._device, self._design, self.family, self._spec.hessian)
         return pd.Series(np.asarray(h), index=self._data.row_index, name="hat")
 
+    def rstandard(self, type: str = "deviance") -> pd.Series:
+        """Residuals over sigma sqrt(1 - h), h the leverages (R's rstandard); "deviance" or "pearson"."""
+        if type not in ("deviance", "pearson"):
+            raise ValueError(f"rstandard type must be 'deviance' or 'pearson', got {type!r}")
+        left = np.sqrt(1.0 - np.minimum(self.hatvalues(), 1.0 - 1e-12))
+        return (self.residuals(type) / (self.sigma * left)).rename("rstandard")
+
+    def rstudent(self) -> pd.Series:
+        """Approximate deletion residuals, sign(r) sqrt(d^2 + h p^2 / (1 - h)) / sigma: d deviance, p Pearson residuals.
+
+        Source: Williams 1987, Appl. Stat. 36(2), equation 4 (R's rstudent of a glm; sigma of all rows).
+        """
+        h = np.minimum(self.hatvalues(), 1.0 - 1e-12)
+        d, p = self.residuals("deviance"), self.residuals("pearson")
+        return (np.sign(d) * np.sqrt(d**2 + h * p**2 / (1.0 - h)) / self.sigma).rename("rstudent")
+
     def devcomp(self) -> dict[str, float]:
         """Components of the deviance under lme4's names: ldL2, ldRX2, wrss, ussq, pwrss, drsum, dev."""
         logdet, information, w = self._laplace_pieces
@@ -972,61 +1030,14 @@ class MixedModel:
         return parts
 
     def getME(self, name: str) -> Any:
-        """lme4's getME: X, Z (dense, n x q, columns term by term, level by level), Lambda, theta, beta, b, u,
-        y, mu, eta, weights, offset, n, p, q, theta_names, T (list), flist, cnms, devcomp, RX, L (dense
-        lower factor of Lambda'Z'WZ Lambda + I in Z's order)."""
-        simple: dict[str, Callable[[], Any]] = {
-            "X": lambda: pd.DataFrame(self._design.X, self._data.row_index, list(self._data.x_names)),
-            "y": lambda: np.asarray(self._design.y).copy(),
-            "mu": lambda: self._moments[0].copy(),
-            "eta": lambda: self.linear_predictor.copy(),
-            "theta": lambda: pd.Series(self.theta, index=self.theta_names),
-            "beta": lambda: self.beta,
-            "fixef": lambda: self.fixef,
-            "u": lambda: self.u,
-            "b": lambda: np.concatenate([b.reshape(-1) for b in self._b]),
-            "weights": lambda: np.asarray(self._design.weights).copy(),
-            "offset": lambda: np.asarray(self._design.offset).copy(),
-            "sigma": lambda: self.sigma,
-            "n": lambda: self.nobs,
-            "p": lambda: self._design.p,
-            "q": lambda: self._design.q,
-            "Z": self._dense_Z,
-            "Lambda": self._dense_Lambda,
-            "Tlist": lambda: [T.copy() for T in self._T],
-            "L": self._dense_L,
-            "RX": lambda: np.linalg.cholesky(self._laplace_pieces[1]).T,
-            "flist": lambda: pd.DataFrame(
-                {t.group: np.asarray(t.levels)[t.level] for t in self._data.terms}, index=self._data.row_index
-            ),
-            "cnms": lambda: [(t.group, t.names) for t in self._data.terms],
-            "devcomp": self.devcomp,
-            "n_rtrms": lambda: len(self._data.terms),
-            "n_rfacs": lambda: len(self.ngrps),
-        }
-        if name not in simple:
-            from ._control import unknown_argument
+        """lme4's getME, by its names: "X", "Z", "Lambda", "theta", "b", "RX", "devcomp", ...; "ALL" for a dict of all.
 
-            raise ValueError(str(unknown_argument(name, simple, "getME")))
-        return simple[name]()
+        Matrices are dense, Z (n, q) with columns term by term, level by level, and nothing is permuted: L is the lower
+        factor of Lambda'Z'WZ Lambda + I in that order. Positions count from 0.
+        """
+        from ._getme import get_me
 
-    def _dense_Z(self) -> np.ndarray:
-        parts = []
-        for labels in self._data.terms:
-            m, k = len(labels.levels), len(labels.names)
-            Z = np.zeros((self.nobs, m, k))
-            Z[np.arange(self.nobs), labels.level] = labels.z
-            parts.append(Z.reshape(self.nobs, m * k))
-        return np.concatenate(parts, axis=1)
-
-    def _dense_Lambda(self) -> np.ndarray:
-        pairs = zip(self._data.terms, self._T, strict=True)
-        return block_diagonal([np.kron(np.eye(len(t.levels)), T) for t, T in pairs])
-
-    def _dense_L(self) -> np.ndarray:
-        ZL = self._dense_Z() @ self._dense_Lambda()
-        w = self._laplace_pieces[2]
-        return np.asarray(np.linalg.cholesky(ZL.T @ (w[:, None] * ZL) + np.eye(ZL.shape[1])))
+        return get_me(self, name)
 
     def deviance_function(self) -> Callable[..., float]:
         """lme4's as.function: (theta, beta) -> minus twice the log-likelihood of this model and data.

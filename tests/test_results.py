@@ -397,6 +397,33 @@ def test_getME() -> None:
         m.getME("Lamda")
 
 
+def test_getME_of_lme4() -> None:
+    """lme4's values of the bookkeeping pieces; matrices by what defines them."""
+    m = gj.lmer("Reaction ~ Days + (Days | Subject)", load_data("sleepstudy"))
+    assert_close(m.getME("ST")[0], [[0.96674177, 0.0], [0.01569091, 0.23091]], atol=2e-5)  # lme4 stops early
+    assert m.getME("Gp").tolist() == [0, 36] and m.getME("Tp").tolist() == [0, 3]
+    assert m.getME("Lind").tolist() == [0, 1, 2] * 18
+    assert m.getME("REML") == 2 and m.getME("is_REML") and m.getME("N") == 180 and m.getME("k") == 1
+    assert [m.getME(f"{v}_i").tolist() for v in "plqm"] == [[2], [18], [36], [3]] and m.getME("m") == 3
+    assert m.getME("p_i").index[0] == "(Intercept) + Days | Subject"
+    assert m.getME("lower").tolist() == [0.0, -np.inf, 0.0]
+    parts = m.getME("Ztlist")
+    assert list(parts) == ["Subject.(Intercept)", "Subject.Days"] and parts["Subject.Days"].shape == (18, 180)
+    assert_close(np.stack(list(parts.values()), axis=1).reshape(36, 180), m.getME("Zt"))
+    assert_close(m.getME("A"), m.getME("Lambdat") @ m.getME("Zt"))
+    assert m.getME("mmList")["(Intercept) + Days | Subject"].shape == (180, 2)
+    everything = m.getME("ALL")
+    X, RZX = m.getME("X").to_numpy(), everything["RZX"]
+    assert_close(everything["L"] @ RZX, everything["A"] @ X, atol=1e-9)
+    assert_close(everything["RX"].T @ everything["RX"], X.T @ X - RZX.T @ RZX, rtol=1e-9)
+    # Lambda' from theta by position
+    filled = everything["Lambdat"].copy()
+    column, row = np.nonzero(filled.T)
+    assert_close(filled[row, column], everything["theta"].to_numpy()[everything["Lind"]])
+    g = fit("cbpp_nagq1")
+    assert g.getME("Gp").tolist() == [0, 15] and g.getME("Lind").tolist() == [0] * 15 and g.getME("REML") == 0
+
+
 def test_deviance_function() -> None:
     m = fit("cbpp_nagq1")
     f = m.deviance_function()
