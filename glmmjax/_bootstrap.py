@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from .results import MixedModel
 
 KINDS = ("parametric", "semiparametric", "groups")
+#: Replicates from which on they are worth a program of their own, which fits several at a time: cbpp takes 0.2 ms a fit
+#: instead of 0.7, after 8 s of compilation.
+BATCH_FROM = 10_000
+#: Fits at a time: more wait longer for the slowest.
+LANES = 16
 #: A coefficient that moves the linear predictor by more than this over the data has run off.
 RUN_OFF = 15.0
 INTERVALS = ("percentile", "basic", "normal")
@@ -116,6 +121,7 @@ def bootstrap(
     seed: Any = 0,
     kind: str = "parametric",
     statistic: Callable[[MixedModel], Any] | None = None,
+    batched: bool | None = None,
 ) -> Bootstrap:
     """See `MixedModel.bootstrap`."""
     if isinstance(nsim, bool) or not isinstance(nsim, (int, np.integer)) or nsim < 1:
@@ -134,10 +140,10 @@ def bootstrap(
     spread = np.abs(np.asarray(model._design.X)).max(axis=0, initial=0.0)
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)
+    many = kind != "groups" and (nsim >= BATCH_FROM if batched is None else batched)
     with persistent_cache(), x64():
-        for i, problem in enumerate(progress(_problems(model, int(nsim), seed, kind), "bootstrap")):
-            begin = problem.start(start)
-            found = problem.run(begin, limits, "own")
+        runs = _runs(model, int(nsim), seed, kind, start, limits, many)
+        for i, (problem, found) in enumerate(progress(runs, "bootstrap", int(nsim))):
             if found.status != opt.CONVERGED:
                 failed.append(i)
                 continue
@@ -222,6 +228,30 @@ def _problems(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[Pr
         return
     for y in _responses(model, nsim, seed, kind):
         yield model._problem.with_response(y)
+
+
+def _runs(
+    model: MixedModel,
+    nsim: int,
+    seed: Any,
+    kind: str,
+    start: dict[str, np.ndarray],
+    limits: opt.Limits,
+    batched: bool,
+) -> Iterator[tuple[Problem, opt.Found]]:
+    """Every replicate's problem and the end of its search: one program run in turn, or lanes of another."""
+    if not batched:
+        for problem in _problems(model, nsim, seed, kind):
+            yield problem, problem.run(problem.start(start), limits, "own")
+        return
+    lanes = max(1, min(LANES, 2_000_000 // max(model.nobs, 1)))
+    waiting: list[np.ndarray] = []
+    for i, y in enumerate(_responses(model, nsim, seed, kind), start=1):
+        waiting.append(y)
+        if len(waiting) == lanes or i == nsim:
+            filled = np.stack(waiting + [waiting[-1]] * (lanes - len(waiting)))
+            yield from model._problem.run_many(filled, start, limits)[: len(waiting)]
+            waiting = []
 
 
 def _of_groups(model: MixedModel, nsim: int, seed: Any) -> Iterator[Problem]:

@@ -180,6 +180,30 @@ def run(
     return opt.pack(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)))
 
 
+@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ", "path_length"))
+def run_many(
+    responses: Array,
+    theta: Array,
+    phi: Array,
+    fixed: Array,
+    limits: opt.Limits,
+    design: Design,
+    family: Family,
+    hessian: str,
+    nAGQ: int,
+    path_length: int,
+) -> Array:
+    """Starting values and whole fits of several responses (L, n), one lane each."""
+
+    def one(y: Array) -> Array:
+        own = replace(design, y=y)
+        x, inverse, carry, constant = starting_values(theta, phi, fixed, own, family, nAGQ)
+        objective = make_objective(own, family, hessian, nAGQ, constant)
+        return opt.pack(opt.found(opt.minimise(objective, x, inverse, carry, limits, path_length)))
+
+    return jax.vmap(one)(responses)
+
+
 @partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
 def step(
     state: opt.State,
@@ -221,14 +245,17 @@ class GeneralisedProblem(Problem):
         other.design = replace(self.design, weights=weights)
         return other
 
-    def start(self, start: dict[str, np.ndarray]) -> Start:
-        design = self.original
-        theta, beta = start.get("theta"), start.get("beta")
+    def _start_from(self, start: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """theta and phi of the joint fit, at identity factors or the user's (data units); whether theta is given."""
+        theta = start.get("theta")
         phi = np.asarray(start.get("phi", self.family.phi_start()), float).reshape(-1)
-        # the joint fit is at identity factors, or at the user's theta (units of the data)
-        theta0 = design.theta_start if theta is None else self.scaling.c * theta
-        made = starting_values(theta0, phi, np.asarray(theta is not None), self.design, self.family, self.nAGQ)
-        begin = Start(*made)  # on the device: nothing waits for it
+        theta0 = self.original.theta_start if theta is None else self.scaling.c * theta
+        return theta0, phi, np.asarray(theta is not None)
+
+    def start(self, start: dict[str, np.ndarray]) -> Start:
+        design, beta = self.original, start.get("beta")
+        # on the device: nothing waits for it
+        begin = Start(*starting_values(*self._start_from(start), self.design, self.family, self.nAGQ))
         if beta is None:
             return begin
         own = self.scaling.A @ beta
@@ -239,6 +266,9 @@ class GeneralisedProblem(Problem):
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         return run(begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)
+
+    def minimise_many(self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits) -> Array:
+        return run_many(responses, *self._start_from(start), limits, self.design, *self._static, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, limits, begin.constant, self.design, *self._static)

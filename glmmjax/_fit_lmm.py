@@ -258,6 +258,26 @@ def _run(
     return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
 
 
+@partial(jax.jit, static_argnames=("path_length",))
+def _run_many(
+    responses: Array,
+    x0: Array,
+    inverse0: Array,
+    carry0: Carry,
+    limits: opt.Limits,
+    design: Design,
+    reml: Array,
+    path_length: int,
+) -> Array:
+    """`_run` for several responses (L, n), one lane each."""
+
+    def one(y: Array) -> Array:
+        own = replace(design, y=y)
+        return _run(x0, inverse0, carry0, limits, own, reml, "own", path_length)
+
+    return jax.vmap(one)(responses)
+
+
 @partial(jax.jit, static_argnames=("terms", "metric"))
 def _step(
     state: opt.State,
@@ -361,6 +381,11 @@ class LinearProblem(Problem):
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         limits = self._limits(limits, metric)
         return _run(begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml, metric, PATH_LENGTH)
+
+    def minimise_many(self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits) -> Array:
+        begin, limits = self.start(start), self._limits(limits, "own")
+        x, inverse, carry = begin.x, begin.inverse, begin.carry
+        return _run_many(responses, x, inverse, carry, limits, self._scaled, self._reml, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], what: str) -> Iterator[T]:
-    """The items, with a bar on a terminal after the first second."""
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a bar on a terminal after the first second; `total` where they have no length."""
     if not sys.stderr.isatty():
         yield from items
         return
@@ -19,4 +19,4 @@ def progress(items: Iterable[T], what: str) -> Iterator[T]:
     except ImportError:
         yield from items
         return
-    yield from tqdm(items, desc=what, delay=1.0, leave=False)
+    yield from tqdm(items, desc=what, total=total, delay=1.0, leave=False)

@@ -826,6 +826,7 @@ class MixedModel:
         seed: Any = 0,
         kind: str = "parametric",
         statistic: Callable[[MixedModel], Any] | None = None,
+        batched: bool | None = None,
     ) -> Bootstrap:
         """Bootstrap distribution of the estimates, by refits of the compiled program.
 
@@ -836,6 +837,8 @@ class MixedModel:
                 grouping factor.
             statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
                 sigma and fixed effects, which is much faster.
+            batched: fit 16 replicates at a time in one program, three times as fast once that is compiled (or found
+                in the cache); None does so from 10,000 replicates on.
 
         Returns:
             `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
@@ -843,7 +846,7 @@ class MixedModel:
         """
         from ._bootstrap import bootstrap
 
-        return bootstrap(self, nsim, seed, kind, statistic)
+        return bootstrap(self, nsim, seed, kind, statistic, batched)
 
     def marginal_means(
         self,

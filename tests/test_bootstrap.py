@@ -39,6 +39,14 @@ def test_replicates_are_refits() -> None:
         assert_close(made.observed[list(m.fixef.index)], m.beta)
 
 
+def test_lanes_of_one_program_are_single_fits() -> None:
+    for m in (cbpp(), sleep()):
+        one, many = m.bootstrap(20, seed=6), m.bootstrap(20, seed=6, batched=True)
+        assert one.failed == many.failed and one.singular == many.singular
+        # other starts, and searches that end 1e-10 of the deviance above the optimum: 1e-5 standard errors
+        assert_close(many.good, one.good, atol=3e-5 * max(1.0, m.sigma))
+
+
 def test_distribution() -> None:
     """Spread of the replicates is the standard error; seeds reproduce."""
     m = sleep()
