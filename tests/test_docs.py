@@ -5,6 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,7 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("GLMMJAX_CACHE", jax.config.jax_compilation_cache_dir)  # the tests compile the same programs
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are stripped before commit"
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")

@@ -174,8 +174,8 @@ def test_rx_only_for_nAGQ_0() -> None:
         m.vcov(full=True)
     with pytest.raises(ValueError, match="type='hessian'"):
         fit("cbpp_nagq1").vcov(full=True, type="rx")
-    with pytest.raises(ValueError, match="'hessian' or 'rx', got 'robust'"):
-        fit("cbpp_nagq1").vcov(type="robust")
+    with pytest.raises(ValueError, match="'hessian', 'rx' or 'robust', got 'sandwich'"):
+        fit("cbpp_nagq1").vcov(type="sandwich")
 
 
 def test_hatvalues() -> None:
@@ -207,7 +207,7 @@ def test_cbpp_rows() -> None:
     for kind, values in first.items():
         assert_close(m.residuals(kind)[:2], values, atol=5e-6, what=kind)
         assert_close(m.residuals(kind, scaled=True), m.residuals(kind))
-    with pytest.raises(ValueError, match="'deviance', 'pearson', 'working' or 'response', got 'partial'"):
+    with pytest.raises(ValueError, match="'response' or 'quantile', got 'partial'"):
         m.residuals("partial")
 
 
