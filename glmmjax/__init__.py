@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._pool import pool as pool
     from ._quadrature import agq_deviance as agq_deviance
     from ._quadrature import gauss_hermite as gauss_hermite
+    from ._simulate import parameter_template as parameter_template
     from ._simulate import simulate as simulate
     from ._simulated_tests import bootstrap_test as bootstrap_test
     from ._simulated_tests import power as power
@@ -72,6 +73,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "drop1": ("_drop", "drop1"),
     "add1": ("_drop", "add1"),
     "simulate": ("_simulate", "simulate"),
+    "parameter_template": ("_simulate", "parameter_template"),
     "structure": ("_structure", "structure"),
     "Structure": ("_structure", "Structure"),
     "Control": ("_control", "Control"),

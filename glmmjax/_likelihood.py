@@ -21,14 +21,17 @@ from ._fit_glmm import Carry, GeneralisedProblem, deviance_at
 from ._fit_lmm import LinearProblem
 from ._pls import LOG_2PI, CrossProducts, cross_products, profile
 from ._precision import persistent_cache, x64
+from ._quadrature import CHUNK
 from ._symbolic import Plan
 from .families import Family
 
 if TYPE_CHECKING:
     from .results import MixedModel
 
-#: Points evaluated by one call of the compiled program; others wait for the next.
+#: Most points evaluated by one call of the compiled program; others wait for the next.
 LANES = 16
+#: Rows times points of one call, quadrature nodes counted: some 300 bytes each.
+MAX_VALUES = 1_000_000
 
 
 class Point(NamedTuple):
@@ -205,15 +208,17 @@ class Likelihood:
         self.scale = np.concatenate([theta_scale, *spread])
         self.scale = np.where(np.isfinite(self.scale), self.scale, 1.0)
         self.evaluations = 0
+        values = model.nobs if model.nAGQ <= 1 else max(model.nobs, CHUNK)
+        self._lanes = max(1, min(LANES, MAX_VALUES // values))
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
         inner = x * self._factor if self._linear else x @ self._J.T
         f, g = [], []
         with persistent_cache(), x64():
-            for start in range(0, len(x), LANES):
-                part = inner[start : start + LANES]
-                filled = np.concatenate([part, np.repeat(part[-1:], LANES - len(part), axis=0)])
+            for start in range(0, len(x), self._lanes):
+                part = inner[start : start + self._lanes]
+                filled = np.concatenate([part, np.repeat(part[-1:], self._lanes - len(part), axis=0)])
                 one, two = self._program(filled, *self._data)
                 f.append(np.asarray(one)[: len(part)])
                 g.append(np.asarray(two)[: len(part)])
@@ -240,8 +245,8 @@ class Likelihood:
         """(m, P) gradients at the estimates of the deviance without the rows of each of m clusters."""
         problem, out = self.model._problem, []
         with persistent_cache(), x64():
-            for start in range(0, m, LANES):
-                g = np.minimum(np.arange(start, start + LANES), m - 1).astype(np.int32)
+            for start in range(0, m, self._lanes):
+                g = np.minimum(np.arange(start, start + self._lanes), m - 1).astype(np.int32)
                 if isinstance(problem, LinearProblem):
                     found = _linear_without(g, self._factor * self.x, codes, problem._scaled)
                 else:

@@ -394,6 +394,7 @@ def profile(
     model: MixedModel,
     which: str | Sequence[str] | Mapping[str, Callable[[Point], Array]] | None = None,
     limit: float | None = None,
+    step: float = STEP,
 ) -> Profile:
     """See `MixedModel.profile`."""
     from .results import NotSupportedError
@@ -419,17 +420,17 @@ def profile(
     if not 0.0 < limit <= 10.0:
         raise ValueError(f"limit must be positive and at most 10, got {limit!r}")
     tracer = Tracer(model, chosen)
-    return _trace(tracer, limit)
+    return _trace(tracer, limit, step)
 
 
 _Found = list[tuple[int, float, np.ndarray, float]]  # focal quantity, zeta, z, deviance
 
 
-def _trace(tracer: Tracer, limit: float) -> Profile:
+def _trace(tracer: Tracer, limit: float, step: float) -> Profile:
     """Follow all paths out to the limit, then those that a boundary stopped up to it."""
     lanes = tracer.start()
     found: _Found = [(i, 0.0, np.zeros(tracer.P), tracer.minimum) for i in range(len(tracer.focals))]
-    steps = max(1, int(np.ceil(limit / STEP - 1e-9)))
+    steps = max(1, int(np.ceil(limit / step - 1e-9)))
     for k in range(1, steps + 1):
         _advance(tracer, lanes, limit * k / steps, found)
     boundary = {f.name: [np.nan, np.nan] for f in tracer.focals}

@@ -219,8 +219,28 @@ def simulate(
     return _frame_of(_draw(family, fixed, terms, w, values["phi"], sigma, nsim, seed), frame.row_index)
 
 
-def _parameters(params: Mapping[str, Any], frame: ModelData, family: Family) -> dict[str, np.ndarray]:
-    """Every parameter as a vector of the size that the model needs."""
+def parameter_template(
+    formula: str | Formula, newdata: Any, family: str | Family = "gaussian", contrasts: dict[str, Any] | None = None
+) -> dict[str, pd.Series]:
+    """The parameters that `simulate` needs, by name: beta of 0, identity factors theta, sigma and phi of 1.
+
+    Args:
+        formula, newdata, family, contrasts: as `simulate`.
+    """
+    family = get_family(family)
+    parsed = parse(formula)
+    if parsed.has_dot:
+        parsed = parsed.resolve(Table(newdata, "newdata").columns)
+    bare = replace(parsed, response=None)
+    frame = build(bare, newdata, contrasts=contrasts, na="error", require_response=False)
+    names = _names(frame, family)
+    start = {"beta": np.zeros(len(names["beta"]))}
+    start["theta"] = np.concatenate([Unstructured(len(t.names)).start() for t in frame.terms])
+    return {key: pd.Series(start.get(key, np.ones(len(own))), own) for key, own in names.items()}
+
+
+def _names(frame: ModelData, family: Family) -> dict[str, list[str]]:
+    """Names of the parameters of each kind."""
     theta_names: list[str] = []
     for t in frame.terms:
         theta_names += Unstructured(len(t.names)).theta_names(t.group, t.names)
@@ -229,6 +249,12 @@ def _parameters(params: Mapping[str, Any], frame: ModelData, family: Family) -> 
         needed["sigma"] = ["sigma"]
     if family.phi_names:
         needed["phi"] = list(family.phi_names)
+    return needed
+
+
+def _parameters(params: Mapping[str, Any], frame: ModelData, family: Family) -> dict[str, np.ndarray]:
+    """Every parameter as a vector of the size that the model needs."""
+    needed = _names(frame, family)
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict with {', '.join(needed)}, not {type(params).__name__}")
     for name in params:

@@ -535,7 +535,8 @@ class MixedModel:
 
         Args:
             method: "wald" for the fixed effects; "profile" or "boot" (parametric) for standard deviations,
-                correlations, sigma and fixed effects, see `profile` and `bootstrap`.
+                correlations, sigma and fixed effects, see `profile` and `bootstrap`; "uniroot" solves for the
+                profile's ends in one step, without the profile between.
             profile: one made before, used again.
             nsim, seed, kind: of "boot"; kind "percentile", "basic" or "normal".
             which: of "wald": "beta_" for the fixed effects, "theta_" for standard deviations, correlations and
@@ -548,10 +549,14 @@ class MixedModel:
         if chosen == "profile":
             made = self.profile(limit=max(half_width, 2.0)) if profile is None else profile
             return made.confint(level)
+        if chosen == "uniroot":
+            from ._profile import profile as trace
+
+            return trace(self, None, half_width, half_width).confint(level)
         if chosen == "boot":
             return self.bootstrap(nsim, seed).confint(level, kind)
         if chosen != "wald":
-            raise ValueError(f"confint method {method!r} is not available; use 'wald', 'profile' or 'boot'")
+            raise ValueError(f"confint method {method!r} is not available; use 'wald', 'profile', 'uniroot' or 'boot'")
         if which not in ("beta_", "theta_", None):
             raise ValueError(f"which must be 'beta_', 'theta_' or None, got {which!r}")
         half = half_width * self.bse

@@ -105,6 +105,12 @@ def test_points_are_minima() -> None:
     assert (own[".focal"] == own["period3"]).all() and own[".zeta"].is_monotonic_increasing
 
 
+@pytest.mark.parametrize("name", ["cbpp", "contra_cm3", "sleep"])
+def test_ends_without_a_profile(name: str) -> None:
+    model = fit(name)
+    assert_close(model.confint("uniroot"), model.confint("profile"), rtol=1e-6, atol=1e-7)
+
+
 def test_reuse_and_evaluations() -> None:
     model = fit("cbpp")
     made = model.profile()

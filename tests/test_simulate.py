@@ -267,3 +267,17 @@ def test_a_custom_family_brings_its_sampler() -> None:
     narrow = gj.families.Custom(logpdf, "log", {"shape": 1.0}, lambda rng, eta, aux: eta[:, 0])
     with pytest.raises(ValueError, match=r"sampler returned shape \(60,\) for linear predictors of shape \(60, 1\)"):
         gj.simulate("y ~ x + (1 | g)", grid(), params, narrow)
+
+
+def test_parameter_template() -> None:
+    data = load_data("sleepstudy")
+    template = gj.parameter_template("Reaction ~ Days + (Days | Subject)", data)
+    assert {k: list(v.index) for k, v in template.items()} == {
+        "beta": ["(Intercept)", "Days"],
+        "theta": ["Subject.(Intercept)", "Subject.Days.(Intercept)", "Subject.Days"],
+        "sigma": ["sigma"],
+    }
+    assert template["theta"].tolist() == [1.0, 0.0, 1.0]
+    template["beta"]["Days"] = 5.0
+    drawn = gj.simulate("~ Days + (Days | Subject)", data, template, seed=1)
+    assert drawn.shape == (180, 1)
