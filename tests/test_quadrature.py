@@ -276,7 +276,6 @@ def test_outside_the_range_of_the_link() -> None:
     [
         (1, "binomial", 5),
         (1, "binomial(probit)", 4),
-        (2, "binomial", 3),
         (2, "binomial(cloglog)", 4),
         (3, "binomial", 3),
     ],
