@@ -26,6 +26,7 @@ from ._fit_glmm import Carry, GeneralisedProblem
 from ._linalg import segment_sum, weighted_products
 from ._pirls import Parameters, unspool
 from ._precision import persistent_cache, x64
+from ._pyplot import pyplot
 from ._quadrature import (
     CHUNK,
     MAX_DIMENSIONS,
@@ -376,8 +377,7 @@ _PANELS = 30
 
 
 def _panels(frame: pd.DataFrame, names: list[Any], kind: str, group: str, axis: int, model: MixedModel) -> Figure:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(

@@ -195,7 +195,7 @@ def _values(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float
     return np.array([*out, *([sigma] if model.is_linear else []), *phi, *beta])
 
 
-def _responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:
+def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:
     """Responses (n,) on the scale of the design, drawn in blocks."""
     from ._simulate import as_response
     from .results import NotSupportedError
@@ -226,7 +226,7 @@ def _problems(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[Pr
     if kind == "groups":
         yield from _of_groups(model, nsim, seed)
         return
-    for y in _responses(model, nsim, seed, kind):
+    for y in draw_responses(model, nsim, seed, kind):
         yield model._problem.with_response(y)
 
 
@@ -246,7 +246,7 @@ def _runs(
         return
     lanes = max(1, min(LANES, 2_000_000 // max(model.nobs, 1)))
     waiting: list[np.ndarray] = []
-    for i, y in enumerate(_responses(model, nsim, seed, kind), start=1):
+    for i, y in enumerate(draw_responses(model, nsim, seed, kind), start=1):
         waiting.append(y)
         if len(waiting) == lanes or i == nsim:
             filled = np.stack(waiting + [waiting[-1]] * (lanes - len(waiting)))
@@ -304,7 +304,7 @@ def _of_statistic(
 
     observed = named(statistic(model))
     rows, failed, singular = [], [], 0
-    for i, y in enumerate(progress(_responses(model, nsim, seed, kind), "bootstrap")):
+    for i, y in enumerate(progress(draw_responses(model, nsim, seed, kind), "bootstrap")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # counted here
             m = model.refit(y)

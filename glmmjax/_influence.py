@@ -25,6 +25,7 @@ from ._errors import DataError
 from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
 from ._progress import progress
+from ._pyplot import pyplot
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -163,8 +164,7 @@ class Influence:
         if what != "cooks_distance" and what not in self.change:
             known = ", ".join(["cooks_distance", *map(str, self.change.columns)])
             raise ValueError(f"nothing called {what!r} to plot; there are: {known}")
-        import matplotlib.pyplot as plt
-
+        plt = pyplot()
         values = self.cooks_distance() if what == "cooks_distance" else self.change[what]
         if ax is None:
             _, ax = plt.subplots(figsize=(7.0, 3.5), layout="constrained")

@@ -203,7 +203,6 @@ class Likelihood:
             spread = [np.sqrt(2.0 / np.maximum(curvature[self.n_theta :], 1e-8))]
         self.constant = constant
         self.layout = Layout(model._design.terms, self.p, isinstance(problem, LinearProblem))
-        self._linear = isinstance(problem, LinearProblem)
         theta_scale = np.sqrt(2.0 / np.maximum(curvature[: self.n_theta], 1e-2))
         self.scale = np.concatenate([theta_scale, *spread])
         self.scale = np.where(np.isfinite(self.scale), self.scale, 1.0)
@@ -213,7 +212,7 @@ class Likelihood:
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
-        inner = x * self._factor if self._linear else x @ self._J.T
+        inner = x * self._factor if self.layout.linear else x @ self._J.T
         f, g = [], []
         with persistent_cache(), x64():
             for start in range(0, len(x), self._lanes):
@@ -224,7 +223,7 @@ class Likelihood:
                 g.append(np.asarray(two)[: len(part)])
         self.evaluations += len(x)
         gradient = np.concatenate(g)
-        gradient = gradient * self._factor if self._linear else gradient @ self._J
+        gradient = gradient * self._factor if self.layout.linear else gradient @ self._J
         return np.concatenate(f) + self.constant, gradient
 
     def hessian(self, x: np.ndarray, root: np.ndarray | None = None, h: float = 1e-3) -> np.ndarray:
@@ -253,7 +252,7 @@ class Likelihood:
                     found = _generalised_without(g, self._J @ self.x, codes, *self._data)
                 out.append(np.asarray(found)[: m - start])
         gradients = np.concatenate(out)
-        return np.asarray(gradients * self._factor if self._linear else gradients @ self._J)
+        return np.asarray(gradients * self._factor if self.layout.linear else gradients @ self._J)
 
     def mixed(self, field: str) -> np.ndarray:
         """(P, n) second derivatives of the deviance at the estimates in x and the design's weights, y or offset."""

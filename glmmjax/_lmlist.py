@@ -13,6 +13,7 @@ import pandas as pd
 
 from ._errors import DataError
 from ._frame import build
+from ._pyplot import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,8 +55,7 @@ class LmList:
 
     def plot(self, level: float = 0.95) -> tuple[Any, pd.DataFrame]:
         """Intervals by level, a panel per coefficient; returns the figure and the data in it."""
-        import matplotlib.pyplot as plt
-
+        plt = pyplot()
         data = self.confint(level)
         terms = list(self.coef.columns)
         height = 1.2 + 0.2 * len(self.coef)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._pyplot import pyplot
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -44,8 +46,7 @@ def _curve(made: Profile, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grid(count: int, width: float = 2.4, height: float = 2.2) -> tuple[Figure, np.ndarray]:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     columns = min(3, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
@@ -145,8 +146,7 @@ def contour(made: Profile, a: str, b: str, level: float) -> pd.DataFrame:
 
 
 def _pairs(made: Profile, names: list[str]) -> tuple[Figure, pd.DataFrame]:
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     k = len(names)
     figure, axes = plt.subplots(k, k, figsize=(1.7 * k + 0.8, 1.7 * k + 0.6), squeeze=False, layout="constrained")
     data = []

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
-from ._bootstrap import _responses
+from ._bootstrap import draw_responses
 from ._precision import persistent_cache, x64
 from ._progress import progress
-
-if TYPE_CHECKING:
-    from .results import MixedModel
+from .results import MixedModel
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +73,7 @@ def bootstrap_test(smaller: MixedModel, larger: MixedModel, nsim: int = 1000, se
     observed = smaller.objective - larger.objective
     found, failed = [], 0
     with persistent_cache(), x64():
-        for y in progress(_responses(smaller, int(nsim), seed, "parametric"), "bootstrap test"):
+        for y in progress(draw_responses(smaller, int(nsim), seed, "parametric"), "bootstrap test"):
             fits = [_deviance(m, y) for m in (smaller, larger)]
             if None in fits:
                 failed += 1
@@ -155,7 +153,7 @@ def power(
 
     found, failed = [], 0
     drawn = _with_beta(model, beta)
-    for y in progress(_responses(drawn, int(nsim), seed, "parametric"), "power"):
+    for y in progress(draw_responses(drawn, int(nsim), seed, "parametric"), "power"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # counted here
             m = model.refit(y)
@@ -174,16 +172,10 @@ def _with_beta(model: MixedModel, beta: Any) -> MixedModel:
     """The model with other fixed effects, for simulation only."""
     if beta is None:
         return model
-    from copy import copy
-    from dataclasses import replace
-
     values = model.fixef
     for name, value in dict(beta).items():
         if name not in values.index:
             raise ValueError(f"beta names {name!r}, which is not a fixed effect: {', '.join(values.index)}")
         values[name] = float(value)
-    other = copy(model)
-    other._estimates = replace(model._estimates, beta=values.to_numpy())
-    for cached in ("_moments", "_device", "linear_predictor"):
-        other.__dict__.pop(cached, None)
-    return other
+    estimates = replace(model._estimates, beta=values.to_numpy())
+    return MixedModel(model._spec, model._data, model._problem, estimates)

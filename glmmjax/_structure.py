@@ -21,6 +21,7 @@ import numpy as np
 from ._design import Design
 from ._errors import DataError
 from ._linalg import in_matrix
+from ._pyplot import pyplot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -310,12 +311,9 @@ class Structure:
         Returns:
             The matplotlib figure.
         """
-        try:
-            import matplotlib.pyplot as plt
-            from matplotlib.colors import PowerNorm
-            from matplotlib.patches import Patch
-        except ImportError as error:
-            raise ImportError("plots need matplotlib: python -m pip install 'glmmjax[plots]'") from error
+        plt = pyplot()
+        from matplotlib.colors import PowerNorm
+        from matplotlib.patches import Patch
 
         if ax is None:
             _, ax = plt.subplots(1, 4, figsize=(14, 4), layout="constrained")

@@ -192,7 +192,7 @@ class Binomial(Family):
             raise DataError(
                 f"response {name} has {y[bad][0]:g} ({_first_bad(bad, labels)}), outside [0, 1]: binomial "
                 "responses are 0/1, a two-level factor, cbind(successes, failures) or a proportion with "
-                "weights = trials"
+                "weights = trials; measurements have family gaussian, counts poisson"
             )
         trials = np.ones_like(y) if weights is None else weights
         successes = y * trials

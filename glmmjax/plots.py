@@ -19,6 +19,7 @@ import pandas as pd
 from jax import Array
 
 from ._precision import x64
+from ._pyplot import pyplot
 from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
 from .results import MixedModel, NotSupportedError
 
@@ -34,17 +35,9 @@ _COLOURS = ("#2f5d8a", "#c8502d", "#4f8f4f", "#8a5fa8", "#b58a1b", "#3b9aa8")
 
 
 # ---- axes and small helpers ------------------------------------------------------------------------
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: python -m pip install 'glmmjax[plots]'") from error
-    return plt
-
-
 def _panels(ax: Any, count: int, panel: tuple[float, float], columns: int = 3) -> np.ndarray:
     """`count` axes: the user's, or those of a new figure with `panel` inches each."""
-    plt = _pyplot()
+    plt = pyplot()
     if ax is not None:
         axes = np.asarray(ax, object).reshape(-1)
         if axes.size != count:

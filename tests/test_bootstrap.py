@@ -29,7 +29,7 @@ def sleep() -> gj.MixedModel:
 def test_replicates_are_refits() -> None:
     for m in (cbpp(), sleep()):
         made = m.bootstrap(3, seed=5)
-        responses = list(_bootstrap._responses(m, 3, 5, "parametric"))
+        responses = list(_bootstrap.draw_responses(m, 3, 5, "parametric"))
         for y, (_, row) in zip(responses, made.frame.iterrows(), strict=True):
             again = m.refit(y)
             sds = np.concatenate([block.sd for block in again.VarCorr()])
