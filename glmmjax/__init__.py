@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from ._drop import drop1 as drop1
     from ._errors import DataError as DataError
     from ._errors import FormulaError as FormulaError
-    from ._glmer import ConvergenceWarning as ConvergenceWarning
+    from ._fit import Estimates as Estimates
     from ._glmer import design as design
     from ._glmer import glmer as glmer
+    from ._glmer import glmer_setup as glmer_setup
     from ._lmer import lmer as lmer
+    from ._lmer import lmer_setup as lmer_setup
     from ._lmlist import lm_list as lm_list
     from ._objective import laplace_deviance as laplace_deviance
     from ._parse import parse as parse
@@ -45,6 +47,12 @@ if TYPE_CHECKING:
     from ._simulate import simulate as simulate
     from ._simulated_tests import bootstrap_test as bootstrap_test
     from ._simulated_tests import power as power
+    from ._steps import ConvergenceWarning as ConvergenceWarning
+    from ._steps import DevianceFunction as DevianceFunction
+    from ._steps import ModelSetup as ModelSetup
+    from ._steps import deviance_function as deviance_function
+    from ._steps import make_model as make_model
+    from ._steps import optimise as optimise
     from ._structure import Structure as Structure
     from ._structure import structure as structure
     from .links import Link as Link
@@ -57,6 +65,14 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "glmer": ("_glmer", "glmer"),
     "lmer": ("_lmer", "lmer"),
+    "glmer_setup": ("_glmer", "glmer_setup"),
+    "lmer_setup": ("_lmer", "lmer_setup"),
+    "deviance_function": ("_steps", "deviance_function"),
+    "optimise": ("_steps", "optimise"),
+    "make_model": ("_steps", "make_model"),
+    "ModelSetup": ("_steps", "ModelSetup"),
+    "DevianceFunction": ("_steps", "DevianceFunction"),
+    "Estimates": ("_fit", "Estimates"),
     "lm_list": ("_lmlist", "lm_list"),
     "design": ("_glmer", "design"),
     "design_arrays": ("_design", "design_arrays"),
@@ -85,7 +101,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "VarCorr": ("results", "VarCorr"),
     "FormulaError": ("_errors", "FormulaError"),
     "DataError": ("_errors", "DataError"),
-    "ConvergenceWarning": ("_glmer", "ConvergenceWarning"),
+    "ConvergenceWarning": ("_steps", "ConvergenceWarning"),
     "parse": ("_parse", "parse"),
     "update_formula": ("_parse", "update"),
     "datasets": ("datasets", None),

@@ -165,8 +165,9 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
     from ._fit_glmm import GeneralisedProblem
     from ._fit_lmm import LinearProblem
     from ._frame import build
-    from ._glmer import finish, frame_design
+    from ._glmer import frame_design
     from ._precision import persistent_cache, x64
+    from ._steps import fit_problem
 
     spec, data = model._spec, model._data
     arguments: dict[str, Any] = dict(spec.arguments)
@@ -202,7 +203,7 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
                 start["phi"] = model.phi.to_numpy()
             problem = GeneralisedProblem(design, spec.family, spec.nAGQ, spec.hessian, control.exact)
         changed = replace(spec, formula=str(frame.formula), control=control)
-        return finish(changed, frame, problem, start, False)
+        return fit_problem(changed, frame, problem, start)
 
 
 def _start_theta(model: MixedModel) -> np.ndarray:

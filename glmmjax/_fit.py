@@ -39,9 +39,9 @@ class Scaling:
     n_phi: int
 
     def jacobian(self, joint: bool) -> np.ndarray:
-        """d(internal parameters) / d(theta, beta, log phi); theta only if `joint`."""
+        """d(internal parameters) / d(theta, beta, log phi); without beta if `joint`."""
         if joint:
-            return np.diag(self.c)
+            return np.diag(np.concatenate([self.c, np.ones(self.n_phi)]))
         size = self.c.size + self.A.shape[0] + self.n_phi
         J = np.eye(size)
         t, p = self.c.size, self.A.shape[0]
@@ -50,9 +50,10 @@ class Scaling:
         return J
 
     def external(self, x: np.ndarray, joint: bool) -> np.ndarray:
-        """Internal -> (theta, beta, log phi), or theta if `joint`; along the first axis of x."""
+        """Internal -> (theta, beta, log phi), or without beta if `joint`; along the first axis of x."""
         if joint:
-            return x / self.c.reshape(-1, *[1] * (x.ndim - 1))
+            scale = np.concatenate([self.c, np.ones(self.n_phi)])
+            return np.asarray(x / scale.reshape(-1, *[1] * (x.ndim - 1)))
         out: np.ndarray = np.linalg.solve(self.jacobian(joint), x)
         return out
 
@@ -85,7 +86,7 @@ class FitStats:
 class Estimates:
     """Estimates of a design, NumPy throughout.
 
-    `hessian` is that of the deviance over (theta, beta, log phi), or over theta for nAGQ = 0; `covariance` is
+    `hessian` is that of the deviance over (theta, beta, log phi), without beta for nAGQ = 0; `covariance` is
     twice its inverse without the directions undetermined by the data, and `ridge` has the positions of the
     parameters that these move. Both are judged in internal units. A linear mixed model has sigma and RX (p, p), upper
     triangular with sigma^2 (RX'RX)^-1 the covariance of beta; its `hessian` is the average information of theta.
@@ -121,7 +122,7 @@ class Problem:
     Attributes:
         original: the design in the user's units.
         scaling: between these and the internal ones.
-        joint: whether the outer parameters are theta alone.
+        joint: whether beta is not among the outer parameters.
         exact: whether the search ends with an exact Hessian instead of one by differences.
     """
 
@@ -222,7 +223,7 @@ class Problem:
         return found
 
     def external(self, x: np.ndarray) -> np.ndarray:
-        """Internal parameters -> (theta, beta, log phi), or theta alone if `joint`."""
+        """Internal parameters -> (theta, beta, log phi), or without beta if `joint`."""
         return self.scaling.external(x, self.joint)
 
 
@@ -276,6 +277,27 @@ def estimate(
     state, restarts, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
     state, further = _settle_singular(problem, begin, state, limits, metric)
     return _report(problem, state, restarts, extra + more + further, limits, outside)
+
+
+def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estimates:
+    """What `estimate` reports, at a point that was found elsewhere; nothing is searched.
+
+    Args:
+        x: (P,) theta, beta, log phi (theta, log phi for nAGQ = 0, theta for a linear model).
+
+    Raises:
+        ValueError: the deviance is not finite there.
+    """
+    begin = problem.start({"theta": x[: problem.original.n_theta]})
+    limits = opt.Limits(0.1 * enough, 1, not problem.exact)
+    state = problem._search(begin._replace(x=problem.scaling.jacobian(problem.joint) @ x), limits, "own", False)
+    if not np.isfinite(state.f):
+        raise ValueError("the deviance is not finite at this point")
+    if problem.guided or problem.exact:  # a search's own metric says nothing about a point that is no minimum
+        state = state._replace(hessian=np.asarray(problem.exact_hessian(state.x, state.carry, begin.constant)))
+    numbers = state.numbers.copy()
+    numbers[2] = opt.NOT_MINIMUM  # unless the report finds that it is one
+    return _report(problem, state._replace(numbers=numbers), 0, 0, limits, True)
 
 
 class Curvature(NamedTuple):

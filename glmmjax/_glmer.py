@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +12,17 @@ from ._control import Control, as_control, unknown_argument
 from ._covariance import Unstructured
 from ._design import Design, design_arrays
 from ._errors import DataError
-from ._fit import Problem, estimate
-from ._fit_glmm import GeneralisedProblem
 from ._frame import ModelData, build
 from ._objective import resolve_hessian
-from ._precision import persistent_cache, x64
+from ._precision import x64
 from ._quadrature import check_nodes
+from ._steps import ModelSetup, deviance_function, fit, fit_problem, warn
 from .families import Family, Gaussian
 from .families import get as get_family
 from .results import MixedModel, ModelSpec
 
 if TYPE_CHECKING:
     from ._parse import Formula
-
-
-def warn(text: str, category: type[Warning]) -> None:
-    """Warn at the first caller outside this package, whichever of its functions was called."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, category, stacklevel=level)
-
-
-class ConvergenceWarning(UserWarning):
-    """The fit did not converge, is singular, or its coefficients run off."""
 
 
 def glmer(
@@ -86,14 +72,37 @@ def glmer(
     function theorem.
     """
     _refuse(unknown)
+    setup = glmer_setup(formula, data, family, nAGQ, weights, offset, hessian, control, contrasts, subset, na)
+    return fit(deviance_function(setup), start, verbose)
+
+
+def glmer_setup(
+    formula: str | Formula,
+    data: Any,
+    family: str | Family = "binomial",
+    nAGQ: int = 1,
+    weights: Any = None,
+    offset: Any = None,
+    hessian: str | None = None,
+    control: Control | dict[str, Any] | None = None,
+    contrasts: dict[str, Any] | None = None,
+    subset: Any = None,
+    na: str = "drop",
+) -> ModelSetup:
+    """A generalised linear mixed model that is not fitted yet (lme4's glFormula); arguments as `glmer`.
+
+    Returns:
+        `ModelSetup`: the model frame, its arrays, and the settings. `deviance_function` is the next step; a gaussian
+        family gives the set-up of a linear model by maximum likelihood.
+    """
     control = as_control(control)
     family = get_family(family)
     if isinstance(family, Gaussian):
-        from ._lmer import lmer
+        from ._lmer import lmer_setup
 
         _check_nAGQ(nAGQ)
         resolve_hessian(hessian, family)
-        return lmer(formula, data, False, weights, offset, start, control, contrasts, subset, na, verbose)
+        return lmer_setup(formula, data, False, weights, offset, control, contrasts, subset, na)
     nAGQ = _check_nAGQ(nAGQ)
     kind = resolve_hessian(hessian, family)
     arguments = {
@@ -102,7 +111,6 @@ def glmer(
         "contrasts": contrasts,
         "subset": subset,
         "na": na,
-        "start": start,
         "hessian": hessian,
         "data": data,
     }
@@ -123,9 +131,7 @@ def glmer(
     )
     if notes:
         frame = replace(frame, notes=(*frame.notes, *notes))
-    begin = check_start(start, {"theta": made.n_theta, "beta": made.p, "phi": len(family.phi_names)})
-    with persistent_cache(), x64():
-        return finish(spec, frame, GeneralisedProblem(made, family, nAGQ, kind, control.exact), begin, verbose)
+    return ModelSetup(spec, frame, made)
 
 
 _LATER = {
@@ -203,51 +209,6 @@ def rank_message(frame: ModelData, control: Control) -> None:
     warn(text, UserWarning)
 
 
-def check_start(start: dict[str, Any] | None, sizes: dict[str, int]) -> dict[str, np.ndarray] | None:
-    """Starting values as arrays of the sizes the model needs."""
-    if start is None:
-        return None
-    out = {}
-    for name, value in start.items():
-        key = "beta" if name == "fixef" else name
-        if key not in sizes:
-            raise unknown_argument(name, [*sizes, "fixef"] if "beta" in sizes else [*sizes], "start")
-        array = np.asarray(value, float).reshape(-1)
-        if array.size != sizes[key]:
-            raise ValueError(f"start[{name!r}] has {array.size} values, the model needs {sizes[key]}")
-        if not np.isfinite(array).all() or (key == "phi" and (array <= 0).any()):
-            raise ValueError(f"start[{name!r}] must be finite{' and positive' if key == 'phi' else ''}")
-        out[key] = array
-    return out
-
-
-def finish(
-    spec: ModelSpec, frame: ModelData, problem: Problem, start: dict[str, np.ndarray] | None, verbose: Any
-) -> MixedModel:
-    """Estimate, and say what should be said about the fit."""
-    control = spec.control
-    estimates = estimate(problem, start, control.tol, control.max_evaluations, control.optimizer, verbose)
-    model = MixedModel(spec, frame, problem, estimates)
-    _speak(model, control)
-    return model
-
-
-def _speak(model: MixedModel, control: Control) -> None:
-    from ._summary import convergence_problems, singular_sentence
-
-    problems = convergence_problems(model)
-    if problems and control.check_grad != "ignore":
-        if control.check_grad == "error":
-            raise RuntimeError(problems[0])
-        for text in problems:
-            warn(text, ConvergenceWarning)
-    singular = singular_sentence(model)
-    if singular and control.check_singular != "ignore":
-        if control.check_singular == "error":
-            raise RuntimeError(singular)
-        warn(singular, ConvergenceWarning)
-
-
 def refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
     spec, frame, made = model._spec, model._data, model._design
@@ -261,7 +222,7 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
     spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
     with x64():
         problem = model._problem.with_response(np.ascontiguousarray(y))
-        return finish(spec, replace(frame, y=y), problem, None, False)
+        return fit_problem(spec, replace(frame, y=y), problem, None)
 
 
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
@@ -271,7 +232,6 @@ def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> M
 
     spec = model._spec
     arguments = dict(spec.arguments)
-    arguments.pop("start")
     known = [*inspect.signature(glmer if spec.REML is None else lmer).parameters]
     for name in changes:
         if name not in known:

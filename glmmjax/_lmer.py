@@ -13,8 +13,9 @@ from ._design import Design
 from ._errors import DataError
 from ._fit_lmm import LinearProblem
 from ._frame import ModelData, build
-from ._glmer import check_start, finish, frame_design, rank_message
+from ._glmer import frame_design, rank_message
 from ._precision import persistent_cache, x64
+from ._steps import ModelSetup, deviance_function, fit, fit_problem
 from .families import Gaussian
 from .results import MixedModel, ModelSpec
 
@@ -62,6 +63,26 @@ def lmer(
             raise TypeError("lmer has no argument 'family': its responses are gaussian; use glmer for other families")
         known = [p for p in inspect.signature(lmer).parameters if p != "unknown"]
         raise unknown_argument(name, known, "lmer")
+    setup = lmer_setup(formula, data, REML, weights, offset, control, contrasts, subset, na)
+    return fit(deviance_function(setup), start, verbose)
+
+
+def lmer_setup(
+    formula: str | Formula,
+    data: Any,
+    REML: bool = True,
+    weights: Any = None,
+    offset: Any = None,
+    control: Control | dict[str, Any] | None = None,
+    contrasts: dict[str, Any] | None = None,
+    subset: Any = None,
+    na: str = "drop",
+) -> ModelSetup:
+    """A linear mixed model that is not fitted yet (lme4's lFormula); arguments as `lmer`.
+
+    Returns:
+        `ModelSetup`: the model frame, its arrays, and the settings. `deviance_function` is the next step.
+    """
     if not isinstance(REML, (bool, np.bool_)):
         raise ValueError(f"REML must be True or False, got {REML!r}")
     control = as_control(control)
@@ -71,7 +92,6 @@ def lmer(
         "contrasts": contrasts,
         "subset": subset,
         "na": na,
-        "start": start,
         "data": data,
     }
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
@@ -88,9 +108,7 @@ def lmer(
         arguments,
         bool(REML),
     )
-    begin = check_start(start, {"theta": made.n_theta})
-    with persistent_cache(), x64():
-        return finish(spec, frame, LinearProblem(made, bool(REML), control.exact), begin, verbose)
+    return ModelSetup(spec, frame, made)
 
 
 def _design(frame: ModelData) -> Design:
@@ -137,4 +155,4 @@ def refit_ml(model: MixedModel) -> MixedModel:
     problem = model._problem
     assert isinstance(problem, LinearProblem)
     with persistent_cache(), x64():
-        return finish(replace(spec, REML=False), model._data, problem.with_criterion(False), None, False)
+        return fit_problem(replace(spec, REML=False), model._data, problem.with_criterion(False), None)

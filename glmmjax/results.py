@@ -216,10 +216,7 @@ class MixedModel:
     @property
     def theta_names(self) -> list[str]:
         """lme4's names of theta, such as ``district.urbanY.(Intercept)``."""
-        names: list[str] = []
-        for term, labels in zip(self._design.terms, self._data.terms, strict=True):
-            names += term.structure.theta_names(labels.group, labels.names)
-        return names
+        return theta_names(self._design, self._data)
 
     @property
     def sigma(self) -> float:
@@ -1171,6 +1168,14 @@ class MixedModel:
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+
+def theta_names(design: Design, data: ModelData) -> list[str]:
+    """lme4's names of theta."""
+    names: list[str] = []
+    for term, labels in zip(design.terms, data.terms, strict=True):
+        names += term.structure.theta_names(labels.group, labels.names)
+    return names
 
 
 _marginal = jax.jit(marginal, static_argnames=("family", "hessian", "nAGQ"))

@@ -1,0 +1,310 @@
+"""The steps of a fit, each usable alone; `glmer` and `lmer` are their composition.
+
+    setup = glmer_setup(formula, data, family)     # or lmer_setup: formula and table -> arrays and settings
+    deviance = deviance_function(setup)            # -> a function of the parameters, with exact derivatives
+    estimates = optimise(deviance)                 # -> its minimum, or one of your own optimiser's
+    model = make_model(deviance, estimates)        # -> everything a fitted model answers
+
+They are lme4's modular functions: lFormula and glFormula, mkLmerDevfun and mkGlmerDevfun, optimizeLmer and
+optimizeGlmer, mkMerMod. Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 1.3 and table 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._control import unknown_argument
+from ._design import Design
+from ._fit import Estimates, Problem, Start, estimate, estimate_at
+from ._fit_glmm import GeneralisedProblem
+from ._fit_lmm import LinearProblem
+from ._precision import persistent_cache, x64
+from .families import Family
+from .results import MixedModel, ModelSpec, theta_names
+
+if TYPE_CHECKING:
+    from ._control import Control
+    from ._frame import ModelData
+
+
+class ConvergenceWarning(UserWarning):
+    """The fit did not converge, is singular, or its coefficients run off."""
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn at the first caller outside this package, whichever of its functions was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ModelSetup:
+    """A model that is not fitted yet, as returned by `glmmjax.lmer_setup` and `glmmjax.glmer_setup`.
+
+    Attributes:
+        spec: what was asked for (formula, family, nAGQ, control, ...).
+        data: the model frame: rows kept, names, levels, contrasts.
+        design: the arrays (n rows, p fixed effects, terms in lme4's order), for the pure functions too:
+            ``gj.laplace_deviance(theta, beta, setup.design, setup.family)``. Another `Design` of the same rows and
+            terms may take its place with ``dataclasses.replace``.
+    """
+
+    spec: ModelSpec
+    data: ModelData
+    design: Design
+
+    @property
+    def formula(self) -> str:
+        """The model formula."""
+        return self.spec.formula
+
+    @property
+    def family(self) -> Family:
+        """Family object, with its link."""
+        return self.spec.family
+
+    @property
+    def x_names(self) -> list[str]:
+        """Columns of X, named as R's model.matrix."""
+        return list(self.data.x_names)
+
+    @property
+    def theta_names(self) -> list[str]:
+        """lme4's names of theta."""
+        return theta_names(self.design, self.data)
+
+    def __str__(self) -> str:
+        if self.spec.REML is None:
+            kind = f"{self.family.name} ({self.family.link.name}), nAGQ = {self.spec.nAGQ}"
+        else:
+            kind = f"linear, by {'REML' if self.spec.REML else 'maximum likelihood'}"
+        d = self.design
+        return f"{self.formula}: {kind}; {d.n} rows, {d.n_theta} covariance parameters, {d.p} fixed effects"
+
+    def __repr__(self) -> str:
+        return f"<ModelSetup {self}>"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class DevianceFunction:
+    """What a fit minimises, as a function of a vector x of the parameters; see `deviance_function`.
+
+    x is theta for a linear model (beta and sigma are profiled out), (theta, log phi) for nAGQ = 0 (beta is found with
+    the random effects), else (theta, beta, log phi): P numbers in the order of `names`, in the user's units. theta has
+    no bounds: the deviance is even in each column of a term's factor, and 0 is an interior point.
+
+    The value depends on x alone: the search for the conditional modes always starts from the same place.
+    """
+
+    setup: ModelSetup
+    problem: Problem
+
+    @property
+    def names(self) -> list[str]:
+        """(P,) names of the parameters: lme4's of theta, the columns of X, ``log(...)`` of dispersions."""
+        beta = [] if self.problem.joint else self.setup.x_names
+        return [*self.setup.theta_names, *beta, *(f"log({name})" for name in self.setup.family.phi_names)]
+
+    @property
+    def start(self) -> np.ndarray:
+        """(P,) where `optimise` starts."""
+        with x64():
+            return self.problem.external(np.asarray(self._begin.x))
+
+    def pack(self, theta: Any, beta: Any = None, phi: Any = None) -> np.ndarray:
+        """x (P,) from theta (n_theta,), beta (p,) where it is a parameter, and positive phi (n_phi,) if any."""
+        given = {"theta": theta, "beta": beta, "phi": phi}
+        point = checked_start({name: value for name, value in given.items() if value is not None}, self)
+        missing = [name for name, size in self._sizes.items() if size and name not in point]
+        if missing:
+            raise ValueError(f"a point of this deviance function needs {' and '.join(missing)} too")
+        phi = np.log(point.get("phi", np.zeros(0)))
+        return np.concatenate([point["theta"], point.get("beta", np.zeros(0)), phi])
+
+    def unpack(self, x: Any) -> dict[str, np.ndarray]:
+        """x (P,) as a dict of theta, beta and phi, those that it has."""
+        x, out, at = self._point(x), {}, 0
+        for name, size in self._sizes.items():
+            if size:
+                part = x[at : at + size]
+                out[name] = np.exp(part) if name == "phi" else part.copy()
+                at += size
+        return out
+
+    def __call__(self, x: Any) -> float:
+        """Minus twice the log-likelihood, or the REML criterion, all constants included; inf where PIRLS fails."""
+        return self.value_and_grad(x)[0]
+
+    def gradient(self, x: Any) -> np.ndarray:
+        """(P,) exact gradient."""
+        return self.value_and_grad(x)[1]
+
+    def value_and_grad(self, x: Any) -> tuple[float, np.ndarray]:
+        """Value and exact gradient (P,) from one evaluation: ``scipy.optimize.minimize(..., jac=True)``'s function."""
+        with x64():
+            f, g, _, _ = self.problem.evaluate(*self._inside(x))
+            return float(f), self._jacobian.T @ np.asarray(g)
+
+    def hessian(self, x: Any) -> np.ndarray:
+        """(P, P) by automatic differentiation, a program of its own: it compiles for seconds when first called."""
+        with persistent_cache(), x64():
+            H = np.asarray(self.problem.exact_hessian(*self._inside(x)))
+            return self._jacobian.T @ H @ self._jacobian
+
+    def __repr__(self) -> str:
+        return f"<DevianceFunction of {', '.join(self.names)}: {self.setup}>"
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        design, phi = self.setup.design, self.setup.family.phi_names
+        return {"theta": design.n_theta, "beta": 0 if self.problem.joint else design.p, "phi": len(phi)}
+
+    @cached_property
+    def _begin(self) -> Start:
+        """Where searches for the modes start; and the evaluation is compiled, so that later calls need no cache."""
+        with persistent_cache(), x64():
+            begin = self.problem.start({})
+            self.problem.evaluate(begin.x, begin.carry, begin.constant)
+            return begin
+
+    def _inside(self, x: Any) -> tuple[Any, Any, Any]:
+        """A point in internal units, and what else an evaluation takes."""
+        return self._jacobian @ self._point(x), self._begin.carry, self._begin.constant
+
+    @cached_property
+    def _jacobian(self) -> np.ndarray:
+        return self.problem.scaling.jacobian(self.problem.joint)
+
+    def _point(self, x: Any) -> np.ndarray:
+        point, size = np.asarray(x, float), sum(self._sizes.values())
+        if point.shape != (size,):
+            names = ", ".join(self.names)
+            raise ValueError(f"a point of this deviance function has {size} numbers ({names}), got shape {point.shape}")
+        return point
+
+
+def deviance_function(setup: ModelSetup) -> DevianceFunction:
+    """The deviance of a model as a function of its parameters (lme4's mkLmerDevfun and mkGlmerDevfun).
+
+    Args:
+        setup: from `lmer_setup` or `glmer_setup`.
+
+    Returns:
+        `DevianceFunction`: call it at a point (P,), or ask for its gradient, hessian, names and start. To trace or
+        differentiate in the data as well, use `laplace_deviance`, `agq_deviance` or `lmm_deviance` with
+        ``setup.design``.
+    """
+    spec = setup.spec
+    with x64():
+        if spec.REML is not None:
+            return DevianceFunction(setup, LinearProblem(setup.design, spec.REML, spec.control.exact))
+        problem = GeneralisedProblem(setup.design, spec.family, spec.nAGQ, spec.hessian, spec.control.exact)
+        return DevianceFunction(setup, problem)
+
+
+def optimise(deviance: DevianceFunction, start: Any = None, verbose: Any = False) -> Estimates:
+    """Minimise a deviance function as `glmer` and `lmer` do (lme4's optimizeGlmer and optimizeLmer).
+
+    Args:
+        deviance: see `deviance_function`; the search has the settings of its setup's control.
+        start: dict with any of "theta" (n_theta,), "beta" (p,), "phi" (n_phi,), or a point (P,).
+        verbose: True prints evaluations; a callable receives (evaluation, deviance, parameters).
+
+    Returns:
+        `Estimates`: theta, beta, phi, sigma, objective, gradient, hessian, converged, stats. A search that does not
+        converge says so there; `make_model` warns.
+    """
+    with persistent_cache(), x64():
+        return _optimise(deviance, start, verbose)
+
+
+def _optimise(deviance: DevianceFunction, start: Any, verbose: Any) -> Estimates:
+    if start is not None and not isinstance(start, dict):
+        start = deviance.unpack(start)
+    begin, control = checked_start(start, deviance), deviance.setup.spec.control
+    return estimate(deviance.problem, begin, control.tol, control.max_evaluations, control.optimizer, verbose)
+
+
+def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
+    """A fitted model from the parameters, wherever they come from (lme4's mkMerMod).
+
+    Args:
+        deviance: see `deviance_function`.
+        at: `Estimates` of `optimise`, or a point (P,), such as ``scipy.optimize.minimize(...).x``, or a dict of
+            all its parts, as `DevianceFunction.pack` takes them. A point is taken as it is, but that columns of theta
+            change sign to have a diagonal >= 0: nothing is searched, no variance set to 0.
+
+    Returns:
+        `MixedModel`, whose beta and sigma, where they are profiled out, and random effects are those at the point. It
+        counts as converged if the Hessian there is positive semi-definite and (1/2) g'H^-1 g, the expected further
+        decrease of the deviance, below 1e-7; else summary and a `ConvergenceWarning` say what is wrong (an error if
+        the control says ``check_grad="error"``).
+
+    Raises:
+        ValueError: a point of another size, or where the deviance is not finite.
+    """
+    if not isinstance(at, Estimates):
+        x = deviance.pack(**at) if isinstance(at, dict) else deviance._point(at)
+        with persistent_cache(), x64():
+            at = estimate_at(deviance.problem, x)
+    setup = deviance.setup
+    model = MixedModel(setup.spec, setup.data, deviance.problem, at)
+    _speak(model, setup.spec.control)
+    return model
+
+
+def fit(deviance: DevianceFunction, start: Any = None, verbose: Any = False) -> MixedModel:
+    """`optimise`, then `make_model`."""
+    with persistent_cache(), x64():
+        return make_model(deviance, _optimise(deviance, start, verbose))
+
+
+def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[str, np.ndarray] | None) -> MixedModel:
+    """`fit` of a problem that is there already, in the caller's context: for refits, which compile nothing."""
+    deviance = DevianceFunction(ModelSetup(spec, data, problem.original), problem)
+    return make_model(deviance, _optimise(deviance, start, False))
+
+
+def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> dict[str, np.ndarray]:
+    """Starting values as arrays of the sizes the model needs."""
+    design, linear = deviance.setup.design, deviance.setup.spec.REML is not None
+    sizes = {"theta": design.n_theta}
+    if not linear:  # nAGQ = 0 takes a start of beta, too
+        sizes.update(beta=design.p, phi=len(deviance.setup.family.phi_names))
+    out = {}
+    for name, value in (start or {}).items():
+        key = "beta" if name == "fixef" else name
+        if key not in sizes:
+            raise unknown_argument(name, [*sizes] if linear else [*sizes, "fixef"], "start")
+        array = np.asarray(value, float).reshape(-1)
+        if array.size != sizes[key]:
+            raise ValueError(f"start[{name!r}] has {array.size} values, the model needs {sizes[key]}")
+        if not np.isfinite(array).all() or (key == "phi" and (array <= 0).any()):
+            raise ValueError(f"start[{name!r}] must be finite{' and positive' if key == 'phi' else ''}")
+        out[key] = array
+    return out
+
+
+def _speak(model: MixedModel, control: Control) -> None:
+    """Say what should be said about the fit."""
+    from ._summary import convergence_problems, singular_sentence
+
+    problems = convergence_problems(model)
+    if problems and control.check_grad != "ignore":
+        if control.check_grad == "error":
+            raise RuntimeError(problems[0])
+        for text in problems:
+            warn(text, ConvergenceWarning)
+    singular = singular_sentence(model)
+    if singular and control.check_singular != "ignore":
+        if control.check_singular == "error":
+            raise RuntimeError(singular)
+        warn(singular, ConvergenceWarning)
