@@ -134,14 +134,23 @@ def u_from_blocks(blocks: Sequence[Any], design: Design) -> Array:
     return jnp.concatenate([blocks[t.block][:, t.columns].reshape(-1) for t in design.terms])
 
 
-def linear_predictor(b: Sequence[Array], beta: Array, design: Design) -> Array:
-    """eta = offset + X beta + sum of z'b over blocks; b holds per block (m, k) on the original scale."""
-    eta = design.offset + jnp.asarray(design.X) @ beta
+def fixed_part(beta: Array, design: Design) -> Array:
+    """(n,) offset + X beta."""
+    return jnp.asarray(design.offset) + jnp.asarray(design.X) @ beta
+
+
+def add_random_part(eta: Array, b: Sequence[Array], design: Design) -> Array:
+    """eta (n,) plus the sum of z'b over blocks; b holds per block (m, k) on the original scale."""
     for z, level, effects in zip(design.z, design.level, b, strict=True):
         # column by column: a reduction over k short rows does not vectorise
         for k in range(z.shape[1]):
             eta = eta + z[:, k] * take(effects[:, k], level)
     return eta
+
+
+def linear_predictor(b: Sequence[Array], beta: Array, design: Design) -> Array:
+    """eta = offset + X beta + sum of z'b over blocks; b holds per block (m, k) on the original scale."""
+    return add_random_part(fixed_part(beta, design), b, design)
 
 
 def design_arrays(

@@ -9,6 +9,7 @@ positive definite matrix have their own rules (d log det S = tr(S^-1 dS)), corre
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -25,21 +26,35 @@ _UNROLL = 8
 _HALVE = 160
 
 
-def segment_sum(values: Array, segments: Array, m: int) -> Array:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grid:
+    """Levels of rows that lie in a grid, level 0 .. m - 1 again and again: no indices, and sums without scatters."""
+
+    repeats: int = field(metadata={"static": True})
+
+
+def segment_sum(values: Array, segments: Array | Grid, m: int) -> Array:
     """Sum of the rows of `values` that share a segment, (m, ...).
 
     The barrier does nothing here; its transpose keeps the gather of the backward pass apart (see `take`).
     """
     values = jax.lax.optimization_barrier(values)
+    if isinstance(segments, Grid):
+        return values.reshape(segments.repeats, m, *values.shape[1:]).sum(0)
     return jnp.zeros((m, *values.shape[1:]), values.dtype).at[segments].add(values, mode="promise_in_bounds")
 
 
-def take(values: Array, index: Array) -> Array:
+def take(values: Array, index: Array | Grid) -> Array:
     """values[index] for indices known to be in range.
 
     The barrier keeps XLA from fusing the gather into the loops that use it: on CPU such a loop is no
-    longer vectorised (7,584 rows, two gathers: 75 us fused, 15 us apart).
+    longer vectorised (7,584 rows, two gathers: 75 us fused, 15 us apart). For a grid it keeps those loops flat:
+    nested ones over 20 levels ran at a third of the speed.
     """
+    if isinstance(index, Grid):
+        repeated = jnp.broadcast_to(values[None], (index.repeats, *values.shape))
+        return jax.lax.optimization_barrier(repeated.reshape(-1, *values.shape[1:]))
     return jax.lax.optimization_barrier(values.at[index].get(mode="promise_in_bounds"))
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._design import Design, factors, linear_predictor, u_from_blocks, u_to_blocks
+from ._design import Design, add_random_part, factors, fixed_part, linear_predictor, u_from_blocks, u_to_blocks
 from ._linalg import Factor, factorise, outer_sum, segment_sum, small_matmul, solve, weighted_products
 from .families import Family
 
@@ -115,8 +115,8 @@ def newton_step(score: Array, w: Array, u: Blocked, T: Blocked, design: Design, 
         du = tuple(x[..., 0] for x in solve(factor, tuple(x[..., None] for x in g), design.plan))
         dbeta = jnp.zeros(design.p, score.dtype)
         decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True))
-        ok = jnp.isfinite(factor.logdet) & jnp.isfinite(decrement) & (decrement >= 0.0)
-        return _Step(du, dbeta, jnp.asarray(decrement), ok), factor
+        # a block that is not positive definite has a NaN inverse, which reaches the decrement
+        return _Step(du, dbeta, jnp.asarray(decrement), jnp.isfinite(decrement) & (decrement >= 0.0)), factor
     # border the system by X: u first, then beta by its Schur complement
     B = border(w, T, design)
     rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
@@ -127,8 +127,7 @@ def newton_step(score: Array, w: Array, u: Blocked, T: Blocked, design: Design, 
     du = tuple(s[..., 0] - (s[..., 1:] * dbeta).sum(-1) for s in solved)
     full_g_beta = design.X.T @ score
     decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True)) + full_g_beta @ dbeta
-    ok = jnp.isfinite(factor.logdet) & jnp.isfinite(decrement) & (decrement >= 0.0)
-    return _Step(du, dbeta, decrement, ok), factor
+    return _Step(du, dbeta, decrement, jnp.isfinite(decrement) & (decrement >= 0.0)), factor
 
 
 def fixed_information(
@@ -179,10 +178,11 @@ def find_mode(
     """
     T = factors(params.theta, design)
     y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
+    fixed = None if joint else fixed_part(params.beta, design)  # XLA would compute it in every turn
 
     def body(s: _State) -> _State:
         # one evaluation and one step; everything appears once in the compiled program
-        eta = linear_predictor(unspool(s.u, T), s.beta, design)
+        eta = add_random_part(fixed_part(s.beta, design) if joint else fixed, unspool(s.u, T), design)
         kernel, score, w = family.derivatives(y, eta, weights, params.phi)
         value = -2.0 * kernel.sum() + squared_norm(s.u)
         if not family.canonical:
@@ -216,7 +216,7 @@ def find_mode(
         )
         return _State(
             u=u,
-            beta=base_beta + move * dbeta,
+            beta=base_beta + move * dbeta if joint else params.beta,
             base_u=base_u,
             base_beta=base_beta,
             base_value=base_value,
