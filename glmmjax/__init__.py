@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ._drop import drop1 as drop1
     from ._errors import DataError as DataError
     from ._errors import FormulaError as FormulaError
+    from ._exact_test import ExactTest as ExactTest
+    from ._exact_test import exact_test as exact_test
     from ._fit import Estimates as Estimates
     from ._glmer import design as design
     from ._glmer import glmer as glmer
@@ -84,6 +86,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "pls": ("_pls", "pls"),
     "pool": ("_pool", "pool"),
     "bootstrap_test": ("_simulated_tests", "bootstrap_test"),
+    "exact_test": ("_exact_test", "exact_test"),
+    "ExactTest": ("_exact_test", "ExactTest"),
     "power": ("_simulated_tests", "power"),
     "anova": ("_anova", "anova"),
     "drop1": ("_drop", "drop1"),
