@@ -34,12 +34,13 @@ from ._fit_lmm import LinearProblem
 from ._frame import ModelData, _active, _argument, _leaves, _response
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
 from ._matrix import MatrixSpec
+from ._objective import working_weights
 from ._parse import Bar, deparse, parse
 from ._pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
 from ._precision import persistent_cache, x64
 from .families import Family
 from .links import Link
-from .results import NotSupportedError, working_weights
+from .results import NotSupportedError
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -209,6 +210,7 @@ def predict(
     se: bool | str = False,
     level: float | None = None,
     given: Any = None,
+    interval: str = "confidence",
 ) -> np.ndarray | pd.DataFrame:
     """See `MixedModel.predict`."""
     if type not in ("link", "response", "marginal"):
@@ -217,6 +219,7 @@ def predict(
         raise ValueError(f"se must be True, False or 'conditional', got {se!r}")
     if level is not None and not 0.0 < level < 1.0:
         raise ValueError(f"level must be between 0 and 1, got {level!r}")
+    _check_interval(model, interval, level, type)
     average = type == "marginal"
     chosen = {} if average and re_form is None else selection(model, re_form)
     if given is not None and newdata is None:
@@ -242,13 +245,41 @@ def predict(
             return np.asarray(fit)
         extra = bend[:, None] * wide[1] if average else None
         errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
-        return _table(fit, eta, errors, type, link, level, rows.index)
+        noise = np.zeros(n)
+        if interval == "prediction":
+            noise += model.sigma**2 / (np.asarray(model._design.weights) if newdata is None else 1.0)
+        return _table(fit, eta, errors, noise, type, link, level, rows.index)
+
+
+def _check_interval(model: MixedModel, interval: str, level: float | None, type: str) -> None:
+    if interval == "confidence":
+        return
+    if interval != "prediction":
+        raise ValueError(f"interval must be 'confidence' or 'prediction', got {interval!r}")
+    if level is None:
+        raise ValueError("interval='prediction' needs a level, such as level=0.95")
+    if not model.is_linear or type == "marginal":
+        what = "type='marginal'" if model.is_linear else "a generalised model"
+        raise NotSupportedError(
+            f"interval='prediction' is for new observations of a linear model, not for {what}; take quantiles of "
+            "simulate() instead"
+        )
 
 
 def _table(
-    fit: np.ndarray, eta: np.ndarray, errors: np.ndarray, type: str, link: Link, level: float | None, index: pd.Index
+    fit: np.ndarray,
+    eta: np.ndarray,
+    errors: np.ndarray,
+    noise: np.ndarray,
+    type: str,
+    link: Link,
+    level: float | None,
+    index: pd.Index,
 ) -> pd.DataFrame:
-    """fit, se and the interval; `errors` on the scale of eta, for "marginal" on that of the mean."""
+    """fit, se and the interval; `errors` on the scale of eta, for "marginal" on that of the mean.
+
+    `noise` (n,) is a variance that the interval has in addition, on the scale of eta.
+    """
     centre, half = jnp.asarray(eta), errors
     if type == "marginal":
         centre = link.eta_of(jnp.asarray(fit))
@@ -257,7 +288,7 @@ def _table(
         errors = errors * np.abs(np.asarray(link.mu_eta(centre)))
     out = {"fit": fit, "se": errors}
     if level is not None:
-        half = NormalDist().inv_cdf(0.5 + 0.5 * level) * half
+        half = NormalDist().inv_cdf(0.5 + 0.5 * level) * np.sqrt(half**2 + noise)
         ends = [np.asarray(centre) - half, np.asarray(centre) + half]
         if type != "link":
             ends = [np.asarray(link.inverse(jnp.asarray(e))) for e in ends]

@@ -164,6 +164,19 @@ def test_intervals_and_scales() -> None:
     assert link["se"].iloc[1] == pytest.approx(np.hypot(fixed, m.theta[0]), rel=1e-12)
 
 
+def test_intervals_of_new_observations() -> None:
+    """The variance of the prediction and the residual variance, by the weights of the fit's rows."""
+    data = load_data("sleepstudy").assign(w=np.linspace(0.5, 2.0, 180))
+    m = gj.lmer(SLEEP, data, weights="w")
+    mean, new = m.predict(level=0.9), m.predict(level=0.9, interval="prediction")
+    assert_close(new[["fit", "se"]], mean[["fit", "se"]], what="what is predicted")
+    half = stats.norm.ppf(0.95) * np.sqrt(mean["se"] ** 2 + m.sigma**2 / data["w"])
+    assert_close(new["upper"] - new["fit"], half, rtol=1e-12, what="rows of the fit")
+    rows = m.predict(data.head(2), level=0.9, interval="prediction")
+    half = stats.norm.ppf(0.95) * np.hypot(rows["se"], m.sigma)
+    assert_close(rows["fit"] - rows["lower"], half, rtol=1e-12, what="new rows")
+
+
 def test_a_singular_fit_has_standard_errors() -> None:
     size = load_data("cbpp")["size"]
     with pytest.warns(gj.ConvergenceWarning, match="singular"):
@@ -380,6 +393,12 @@ def test_arguments_are_checked() -> None:
         "'link' or 'response' or 'marginal', got 'mean'": {"type": "mean"},
         "se must be True, False or 'conditional', got 'joint'": {"se": "joint"},
         "level must be between 0 and 1, got 95": {"level": 95},
+        "interval must be 'confidence' or 'prediction', got 'both'": {"level": 0.9, "interval": "both"},
+        "interval='prediction' needs a level": {"interval": "prediction"},
     }.items():
         with pytest.raises(ValueError, match=words):
             m.predict(**arguments)
+    with pytest.raises(NotSupportedError, match="not for a generalised model; take quantiles of simulate"):
+        m.predict(level=0.9, interval="prediction")
+    with pytest.raises(NotSupportedError, match="not for type='marginal'"):
+        lmm(SLEEP).predict(level=0.9, interval="prediction", type="marginal")
