@@ -121,13 +121,14 @@ class DevianceFunction:
 
     def pack(self, theta: Any, beta: Any = None, phi: Any = None) -> np.ndarray:
         """x (P,) from theta (n_theta,), beta (p,) where it is a parameter, and positive phi (n_phi,) if any."""
-        given = {"theta": theta, "beta": beta, "phi": phi}
-        point = checked_start({name: value for name, value in given.items() if value is not None}, self)
-        missing = [name for name, size in self._sizes.items() if size and name not in point]
-        if missing:
-            raise ValueError(f"a point of this deviance function needs {' and '.join(missing)} too")
-        phi = np.log(point.get("phi", np.zeros(0)))
-        return np.concatenate([point["theta"], point.get("beta", np.zeros(0)), phi])
+        given = {name: v for name, v in {"theta": theta, "beta": beta, "phi": phi}.items() if v is not None}
+        wanted = [name for name, size in self._sizes.items() if size]
+        if sorted(given) != sorted(wanted):
+            raise ValueError(
+                f"a point of this deviance function is made of {' and '.join(wanted)}, got {' and '.join(given)}"
+            )
+        point = checked_start(given, self)
+        return np.concatenate([np.log(point[name]) if name == "phi" else point[name] for name in wanted])
 
     def unpack(self, x: Any) -> dict[str, np.ndarray]:
         """x (P,) as a dict of theta, beta and phi, those that it has."""

@@ -96,8 +96,10 @@ def test_points_have_names() -> None:
     assert deviance("sleepstudy").names == ["Subject.(Intercept)", "Subject.Days.(Intercept)", "Subject.Days"]
     assert "linear, by REML; 180 rows, 3 covariance parameters, 2 fixed effects" in repr(deviance("sleepstudy"))
     assert "binomial (logit), nAGQ = 1; 56 rows" in repr(f.setup)
-    with pytest.raises(ValueError, match="needs beta too"):
+    with pytest.raises(ValueError, match="made of theta and beta, got theta"):
         f.pack([0.5])
+    with pytest.raises(ValueError, match="made of theta, got theta and beta"):  # profiled out
+        gj.make_model(deviance("sleepstudy"), {"theta": np.ones(3), "beta": [250.0, 10.0]})
     with pytest.raises(ValueError, match=r"has 5 numbers \(herd.*period4\), got shape \(3,\)"):
         f(np.zeros(3))
     with pytest.raises(ValueError, match=r"start\['beta'\] has 2 values, the model needs 4"):
