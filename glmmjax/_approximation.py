@@ -24,6 +24,7 @@ from ._design import Design, linear_predictor
 from ._fit import safe_inverse
 from ._fit_glmm import Carry, GeneralisedProblem
 from ._linalg import segment_sum, weighted_products
+from ._objective import working_weights
 from ._pirls import Parameters, unspool
 from ._precision import persistent_cache, x64
 from ._pyplot import pyplot
@@ -40,7 +41,7 @@ from ._quadrature import (
     product_nodes,
 )
 from .families import Family
-from .results import NotSupportedError, working_weights
+from .results import NotSupportedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,6 @@ weights (pbkrtest takes all of them as 1), and `a` is contained in `a:b` also wh
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -92,8 +91,7 @@ def _gradient(theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms
     return g, covariance
 
 
-@partial(jax.jit, static_argnames=("terms",))
-def _exact(
+def moving_covariance(
     theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
 ) -> tuple[_Moving, Array]:
     """Derivatives of what `_gradient` returns, theta last, and the covariance of beta."""
@@ -104,6 +102,9 @@ def _exact(
 
     derivatives, covariance = jax.jacfwd(twice, has_aux=True)(theta)
     return derivatives, covariance
+
+
+_exact = jax.jit(moving_covariance, static_argnames=("terms",))
 
 
 _compiled_gradient = jax.jit(_gradient, static_argnames=("terms",))

@@ -223,17 +223,24 @@ def _cross(design: Design) -> CrossProducts:
     return cross_products(design)
 
 
+def in_units_of_X(carry: Carry, cross: CrossProducts) -> Carry:
+    """The carry of a finished search with beta and R_X in the units of X."""
+    if not carry.beta.shape[0]:
+        return carry
+    beta = fixed_effects(carry.beta, cross)
+    return carry._replace(beta=beta, schur=jnp.linalg.cholesky(carry.schur).T @ cross.A)
+
+
 @jax.jit
 def _finish(found: opt.Found, cross: CrossProducts) -> opt.Found:
-    """The end of a search with beta and R_X in the units of X."""
-    carry: Carry = found.carry
-    if not carry.beta.shape[0]:
-        return found
-    beta = fixed_effects(carry.beta, cross)
-    return found._replace(carry=carry._replace(beta=beta, schur=jnp.linalg.cholesky(carry.schur).T @ cross.A))
+    return found._replace(carry=in_units_of_X(found.carry, cross))
 
 
-def _objective(cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...], metric: str) -> opt.Objective:
+def make_objective(
+    cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...], metric: str
+) -> opt.Objective:
+    """(theta, carry) -> (criterion, gradient, carry, 0, metric of the next step unless that is left to BFGS)."""
+
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, opt.Guide | None]:
         f, g, after, guide = evaluate(x, carry, cross, reml, plan, terms)
         return f, g, after, jnp.zeros((), jnp.int32), guide if metric == "own" else None
@@ -254,7 +261,7 @@ def _run(
 ) -> Array:
     """The whole fit as one program: cross-products, then the search, which no longer sees the rows."""
     cross = cross_products(design)
-    objective = _objective(cross, reml, design.plan, design.terms, metric)
+    objective = make_objective(cross, reml, design.plan, design.terms, metric)
     return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
 
 
@@ -289,7 +296,7 @@ def _step(
     terms: tuple[Term, ...],
     metric: str,
 ) -> opt.State:
-    return opt.advance(_objective(cross, reml, plan, terms, metric), state, inverse0, limits)
+    return opt.advance(make_objective(cross, reml, plan, terms, metric), state, inverse0, limits)
 
 
 @partial(jax.jit, static_argnames=("terms",))
@@ -303,6 +310,17 @@ def _evaluate(
 @partial(jax.jit, static_argnames=("terms",))
 def _hessian(x: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]) -> Array:
     return jax.hessian(lambda t: criterion(profile(t, cross, plan, terms), cross, reml))(x)
+
+
+def begin(theta: Any, fresh: Any, design: Design) -> Start:
+    """Start of a search at theta, with a rule of thumb for its metric."""
+    p = design.p
+    metric = [
+        np.diag(1.0 / t.structure.curvature(t.structure.start(), design.n_levels[t.block], np.ones(t.structure.k)))
+        for t in design.terms
+    ]
+    u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
+    return Start(theta, block_diagonal(metric), Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), fresh), 0.0)
 
 
 class LinearProblem(Problem):
@@ -363,20 +381,13 @@ class LinearProblem(Problem):
         return out
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
-        design, p = self.original, self.original.p
+        design = self.original
         x = design.theta_start
         if "theta" in start:
             x = self.scaling.c * start["theta"]
             diagonal = np.concatenate([t.structure.on_diagonal() for t in design.terms])
             x = np.where(diagonal & (np.abs(x) < LEAST_START), LEAST_START, x)
-        metric = [
-            np.diag(1.0 / t.structure.curvature(t.structure.start(), design.n_levels[t.block], np.ones(t.structure.k)))
-            for t in design.terms
-        ]
-        u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
-        fresh = np.asarray(float("theta" not in start))
-        carry = Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), fresh)
-        return Start(x, block_diagonal(metric), carry, 0.0)
+        return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         limits = self._limits(limits, metric)

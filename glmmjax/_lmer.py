@@ -95,7 +95,7 @@ def lmer_setup(
         "data": data,
     }
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
-    made = _design(frame)
+    made = checked_design(frame)
     rank_message(frame, control)
     spec = ModelSpec(
         str(frame.formula),
@@ -111,7 +111,7 @@ def lmer_setup(
     return ModelSetup(spec, frame, made)
 
 
-def _design(frame: ModelData) -> Design:
+def checked_design(frame: ModelData) -> Design:
     """Design of a model frame whose residual variance can be told from the random effects."""
     if frame.response_kind in ("binary", "cbind"):
         what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"

@@ -14,14 +14,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._design import Design, factors, linear_predictor
-from ._linalg import Blocks, factorise, weighted_products
+from ._linalg import Blocks, factorise, solve, weighted_products
 from ._pirls import (
     CONVERGED,
     Blocked,
     Mode,
     Parameters,
+    border,
     conditional_mode,
+    fixed_information,
     parameters,
+    score_u,
     squared_norm,
     unspool,
     zero_u,
@@ -116,6 +119,28 @@ def laplace(
     """
     at = at_mode(params, design, family, u0, hessian, joint)
     return at.value, at.evaluation
+
+
+def pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array, Array]:
+    """log|L|^2, R_X'R_X and the working weights at the modes."""
+    w, T = working_weights(params, u, design, family, hessian)
+    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    zero = jnp.zeros_like(w)
+    B = border(w, T, design)
+    g = score_u(zero, u, T, design)
+    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
+    information, _ = fixed_information(w, zero, B, g, solve(factor, rhs, design.plan), design)
+    return factor.logdet, information, w
+
+
+def working_weights(
+    params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
+) -> tuple[Array, Blocked]:
+    T = factors(params.theta, design)
+    eta = linear_predictor(unspool(u, T), params.beta, design)
+    weights = jnp.asarray(design.weights)
+    _, _, w = family.derivatives(jnp.asarray(design.y), eta, weights, params.phi)
+    return curvature_weights(w, eta, weights, params, family, hessian), T
 
 
 _warned = False

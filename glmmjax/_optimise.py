@@ -311,7 +311,12 @@ def minimise(
         path_length: rows of the recorded path.
     """
     start = initial_state(x0, inverse0, carry0, path_length)
-    return jax.lax.while_loop(lambda s: s.phase != _DONE, lambda s: advance(objective, s, inverse0, limits), start)
+    return jax.lax.while_loop(running, lambda s: advance(objective, s, inverse0, limits), start)
+
+
+def running(s: State) -> Array:
+    """Whether the search goes on."""
+    return s.phase != _DONE
 
 
 class Found(NamedTuple):
@@ -384,4 +389,4 @@ def unpack(packed: np.ndarray, P: int, path_length: int, carry: Any) -> Found:
 
 def is_running(s: State) -> bool:
     """For a driver that calls `advance` from the host."""
-    return int(np.asarray(s.phase)) != _DONE
+    return bool(running(s))

@@ -178,7 +178,7 @@ def find_mode(
     """
     T = factors(params.theta, design)
     y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
-    fixed = None if joint else fixed_part(params.beta, design)  # XLA would compute it in every turn
+    fixed = fixed_part(params.beta, design)  # out of the loop, where XLA would compute it in every turn
 
     def body(s: _State) -> _State:
         # one evaluation and one step; everything appears once in the compiled program

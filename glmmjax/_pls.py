@@ -66,7 +66,7 @@ def cross_products(design: Design) -> CrossProducts:
     weighted = w[:, None] * columns
     border = []
     for z, level, m in zip(design.z, design.level, design.n_levels, strict=True):
-        border.append(_products_with(jnp.asarray(z), weighted, jnp.asarray(level), m))
+        border.append(_products_with(jnp.asarray(z), weighted, level, m))
     return CrossProducts(
         weighted_products(design.z, design.level, design.n_levels, w, design.plan),
         tuple(border),
@@ -79,7 +79,7 @@ def cross_products(design: Design) -> CrossProducts:
     )
 
 
-def _products_with(z: Array, weighted: Array, level: Array, m: int) -> Array:
+def _products_with(z: Array, weighted: Array, level: Any, m: int) -> Array:
     """(m, k, c): sums over each level's rows of z_i weighted_i'."""
     if z.size * weighted.shape[1] <= MAX_PRODUCT_SIZE:
         return segment_sum(z[:, :, None] * weighted[:, None, :], level, m)

@@ -34,12 +34,13 @@ from ._fit_lmm import LinearProblem
 from ._frame import ModelData, _active, _argument, _leaves, _response
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
 from ._matrix import MatrixSpec
+from ._objective import working_weights
 from ._parse import Bar, deparse, parse
 from ._pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
 from ._precision import persistent_cache, x64
 from .families import Family
 from .links import Link
-from .results import NotSupportedError, working_weights
+from .results import NotSupportedError
 
 if TYPE_CHECKING:
     from .results import MixedModel

@@ -136,6 +136,34 @@ def make_plan(levels: list[np.ndarray], n_levels: list[int], widths: list[int], 
         for g in range(G)
         for h in range(g + 1, G)
     }
+    return plan_of_pairs(pairs, n_levels, widths, names)
+
+
+def possible_pairs(
+    levels: list[np.ndarray], n_levels: list[int], nested: dict[tuple[int, int], bool]
+) -> dict[tuple[int, int], _Pairs]:
+    """Pairs of two blocks that may meet, whatever the rows: of nested ones level and parent, else all there are.
+
+    Plans of designs with equal numbers of levels then have equal shapes. Rows' pairs are left at 0.
+    """
+    out = {}
+    for (g, h), inside in nested.items():
+        m, k = n_levels[g], n_levels[h]
+        if inside:
+            parent = np.zeros(m, np.int32)
+            parent[levels[g]] = levels[h]
+            out[g, h] = _Pairs(np.arange(m, dtype=np.int32), parent, None, True)
+        else:
+            a, b = np.divmod(np.arange(m * k, dtype=np.int32), np.int32(k))
+            out[g, h] = _Pairs(a, b, np.zeros(levels[g].size, np.int32), False)
+    return out
+
+
+def plan_of_pairs(
+    pairs: dict[tuple[int, int], _Pairs], n_levels: list[int], widths: list[int], names: list[str]
+) -> Plan:
+    """`make_plan` from the pairs of levels that meet."""
+    G = len(n_levels)
     n_eliminated = 0
     while n_eliminated < G and all(pairs[e, n_eliminated].nested for e in range(n_eliminated)):
         n_eliminated += 1

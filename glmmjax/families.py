@@ -466,7 +466,8 @@ class Custom(Family):
 
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         aux = {name: phi[i] for i, name in enumerate(self.phi_names)}
-        return self.logpdf(y, eta, {**aux, "weights": weights})
+        # rows of weight 0 are not there, whatever the user's function makes of it
+        return jnp.where(weights > 0.0, self.logpdf(y, eta, {**aux, "weights": weights}), 0.0)
 
     def simulate(
         self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0

@@ -22,11 +22,11 @@ from jax import Array
 from ._bordered import selected_inverse
 from ._control import Control
 from ._covariance import cov_to_sdcor
-from ._design import Design, factors, linear_predictor
+from ._design import Design
 from ._fit import Estimates, FitStats, Problem
 from ._linalg import eliminate, factorise, penalised, solve, weighted_products
-from ._objective import curvature_weights, log_density_constant
-from ._pirls import Blocked, Parameters, border, fixed_information, score_u, unspool
+from ._objective import log_density_constant, pieces, working_weights
+from ._pirls import Blocked, Parameters, border
 from ._precision import x64
 from ._quadrature import marginal
 from .families import Family
@@ -61,27 +61,7 @@ def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> t
     return mu, family.link.mu_eta(eta), variance, deviance
 
 
-@partial(jax.jit, static_argnames=("family", "hessian"))
-def _pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array, Array]:
-    """log|L|^2, R_X'R_X and the working weights at the modes."""
-    w, T = working_weights(params, u, design, family, hessian)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-    zero = jnp.zeros_like(w)
-    B = border(w, T, design)
-    g = score_u(zero, u, T, design)
-    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
-    information, _ = fixed_information(w, zero, B, g, solve(factor, rhs, design.plan), design)
-    return factor.logdet, information, w
-
-
-def working_weights(
-    params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
-) -> tuple[Array, Blocked]:
-    T = factors(params.theta, design)
-    eta = linear_predictor(unspool(u, T), params.beta, design)
-    weights = jnp.asarray(design.weights)
-    _, _, w = family.derivatives(jnp.asarray(design.y), eta, weights, params.phi)
-    return curvature_weights(w, eta, weights, params, family, hessian), T
+_pieces = jax.jit(pieces, static_argnames=("family", "hessian"))
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))

@@ -1,0 +1,305 @@
+"""Estimates of many datasets of one shape: units, restarts, and the judgement of every fit, vectorised on the host.
+
+The same steps as `_fit` takes for one fit, on the ends of searches that `_engine` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from . import _optimise as opt
+from ._covariance import Unstructured, semidefinite_cholesky
+from ._design import Design, Term
+from ._engine import Ends, Engine, Generalised, Kind, Linear
+from ._fit import NEAR_ZERO, ZERO_COST, safe_inverse
+
+#: Restarts from points that are no minima.
+RESTARTS = 4
+SINGULAR = 1e-4
+#: Eigenvalues of a Hessian up to this part of the largest are noise.
+FLAT = 1e-10
+
+
+@dataclass(frozen=True)
+class Many:
+    """Estimates of B datasets in the user's units, rows in their order.
+
+    `covariance` is that of (theta, beta, log phi), without the directions that the data do not determine and infinite
+    for coefficients that run off; for linear models and nAGQ = 0 only beta's part is there. `loglik` is of REML fits
+    minus half the criterion. `decrement` is in deviance units.
+    """
+
+    theta: np.ndarray  # (B, t)
+    beta: np.ndarray  # (B, p)
+    phi: np.ndarray  # (B, n_phi)
+    sigma: np.ndarray  # (B,)
+    objective: np.ndarray  # (B,)
+    vcov: np.ndarray  # (B, p, p) of beta
+    df: np.ndarray  # (B, p) Satterthwaite's of the fixed effects; NaN where there are none
+    converged: np.ndarray  # (B,)
+    singular: np.ndarray  # (B,)
+    flat: np.ndarray  # (B,) whether parameters are undetermined
+    status: np.ndarray  # (B,) code of `_optimise`
+    decrement: np.ndarray  # (B,)
+    evaluations: np.ndarray  # (B,)
+
+    @staticmethod
+    def together(parts: list[Many]) -> Many:
+        """One after the other."""
+        return Many(*(np.concatenate([getattr(p, name) for p in parts]) for name in Many.__dataclass_fields__))
+
+    def at(self, rows: np.ndarray) -> Many:
+        """Some datasets."""
+        return Many(*(getattr(self, name)[rows] for name in Many.__dataclass_fields__))
+
+
+def scale(design: Design, own: Any, linear: bool) -> tuple[Design, np.ndarray, np.ndarray]:
+    """The design in internal units, and A (B or 1, p, p) and c (B or 1, n_theta) as in `_fit.Scaling`."""
+    zs, scales = [], []
+    for z in design.z:
+        rows = np.maximum((z != 0.0).any(-1).sum(-1), 1)[..., None]
+        rms = np.sqrt(np.square(z).sum(-2) / rows)
+        rms = np.where(rms > 0.0, rms, 1.0)
+        zs.append(z if np.all(rms == 1.0) else z / rms[..., None, :])
+        scales.append(rms if rms.ndim == 2 else rms[None])
+    B = max(s.shape[0] for s in scales)
+    scales = [np.broadcast_to(s, (B, s.shape[1])) for s in scales]
+    c = np.concatenate([t.structure.scale(scales[t.block][:, t.columns].T).T for t in design.terms], axis=1)
+    out = replace(design, z=tuple(zs))
+    X = np.asarray(design.X)
+    p = X.shape[-1]
+    if linear or not p:
+        return out, np.broadcast_to(np.eye(p), (1, p, p)), c
+    A = np.linalg.qr(X, mode="r") / np.sqrt(X.shape[-2])
+    Xs = X @ np.linalg.inv(A)
+    return replace(out, X=np.ascontiguousarray(Xs)), A if A.ndim == 3 else A[None], c
+
+
+def fit_block(
+    engine: Engine, design: Design, own: Any, count: int, limits: opt.Limits, start: dict[str, np.ndarray] | None = None
+) -> Many:
+    """Fit a block's first `count` datasets.
+
+    Args:
+        design, own: as for `Engine.run`, in the user's units.
+        start: "theta" (n_theta,) and "phi" (n_phi,) for all datasets alike.
+    """
+    kind, start = engine.kind, start or {}
+    linear = isinstance(kind, Linear)
+    scaled, A, c = scale(design, own, linear)
+    family = kind.family if isinstance(kind, Generalised) else None
+    phi = np.asarray(start.get("phi", () if family is None else family.phi_start()), float).reshape(-1)
+    theta = start["theta"] * c[0] if "theta" in start else design.theta_start
+    dtype = np.asarray(design.y).dtype
+
+    def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
+        ends = _leave_saddles(ends, again)
+        return _settle_singular(ends, again, design.terms, c, linear)
+
+    ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
+    ends = Ends(*(np.asarray(a, float) for a in ends))
+    rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
+    return judge(ends, kind, design.terms, A[:count], c[:count], limits, rows[:count])
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Eigen-decompositions of Hessians, each parameter in units of its own curvature (`_fit.Curvature`)."""
+
+    values: np.ndarray  # (B, P)
+    vectors: np.ndarray  # (B, P, P)
+    units: np.ndarray  # (B, P)
+    finite: np.ndarray  # (B,)
+
+    @property
+    def flat(self) -> np.ndarray:
+        return np.asarray((self.values < 1e-8) & self.finite[:, None])
+
+    @property
+    def minimum(self) -> np.ndarray:
+        return np.asarray(self.finite & (self.values.min(axis=1, initial=0.0) > -1e-5))
+
+
+def _shape(H: np.ndarray) -> _Shape:
+    finite = np.isfinite(H).all((1, 2))
+    H = np.where(finite[:, None, None], H, np.eye(H.shape[1]))
+    diagonal = np.abs(np.diagonal(H, axis1=1, axis2=2))
+    least = np.maximum(1e-3, 1e-10 * diagonal.max(axis=1, initial=0.0))
+    units = 1.0 / np.sqrt(np.maximum(diagonal, least[:, None]))
+    values, vectors = np.linalg.eigh(H * units[:, :, None] * units[:, None, :])
+    return _Shape(values, vectors, units, finite)
+
+
+def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
+    """Restart along directions of negative curvature; see `_fit`."""
+    open_ = np.arange(ends.x.shape[0])
+    for _ in range(RESTARTS):
+        shape = _shape(ends.hessian[open_])
+        bent = ~shape.minimum & shape.finite
+        if not bent.any():
+            return ends
+        which = open_[bent]
+        worst = np.argmin(shape.values[bent], axis=1)
+        direction = shape.units[bent] * np.take_along_axis(shape.vectors[bent], worst[:, None, None], 2)[..., 0]
+        trial = ends.x[which] + 0.3 * direction / np.abs(direction).max(axis=1, keepdims=True)
+        inverse = np.stack([safe_inverse(H) for H in ends.hessian[which]])
+        new = again(which, trial, inverse)
+        better = new.numbers[:, 0] < ends.numbers[which, 0] - 1e-9
+        ends = _replaced(ends, which, new, better)
+        open_ = which[better]
+        if not open_.size:
+            return ends
+    return ends
+
+
+def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> Ends:
+    """`new` in place of those of `which` to be taken; evaluations add up in any case."""
+    out = Ends(*(np.array(a) for a in ends))
+    spent = out.numbers[:, 3:].copy()
+    spent[which] += new.numbers[:, 3:]
+    for whole, part in zip(out, new, strict=True):
+        whole[which[take]] = part[take]
+    out.numbers[:, 3:] = spent
+    return out
+
+
+def _settle_singular(
+    ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], c: np.ndarray, linear: bool
+) -> Ends:
+    """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing; see `_fit`."""
+    t = c.shape[1]
+    theta = ends.x[:, :t] / c[: ends.x.shape[0]]
+    proposal = theta.copy()
+    for term in terms:
+        part = proposal[:, term.theta]
+        if term.structure.k == 1:
+            part[np.abs(part) < NEAR_ZERO] = 0.0
+            continue
+        diagonal = term.structure.on_diagonal()
+        for i in np.flatnonzero((np.abs(part[:, diagonal]) < NEAR_ZERO).any(axis=1) & np.isfinite(part).all(axis=1)):
+            T = term.structure.host_factor(part[i])
+            if isinstance(term.structure, Unstructured):
+                T = semidefinite_cholesky(T @ T.T, tol=NEAR_ZERO**2 * 1e-2)
+            T = np.where(np.linalg.norm(T, axis=0) < NEAR_ZERO, 0.0, T)
+            part[i] = term.structure.theta_of(T)
+    which = np.flatnonzero((proposal != theta).any(axis=1) & np.isfinite(ends.numbers[:, 0]))
+    if not which.size:
+        return ends
+    x = ends.x[which].copy()
+    x[:, :t] = proposal[which] * np.broadcast_to(c, theta.shape)[which]
+    inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
+    new = again(which, x, inverse, 1)
+    take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
+    new.numbers[:, 2] = ends.numbers[which, 2]  # the search is still the first one
+    if linear:  # at an exact zero the curvature cannot be read off the gradient
+        new = new._replace(hessian=ends.hessian[which])
+    return _replaced(ends, which, new, take)
+
+
+def judge(
+    ends: Ends, kind: Kind, terms: tuple[Term, ...], A: np.ndarray, c: np.ndarray, limits: opt.Limits, rows: np.ndarray
+) -> Many:
+    """Estimates in the user's units, and whether each is a minimum.
+
+    Args:
+        A, c: scalings, as `scale`. rows: (B,) rows of each dataset.
+    """
+    B, P = ends.x.shape
+    t, p = c.shape[1], A.shape[-1]
+    f, status = ends.numbers[:, 0], ends.numbers[:, 2].astype(int)
+    linear = isinstance(kind, Linear)
+    outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
+    theta = ends.x[:, :t] / c
+    for term in terms:
+        part = theta[:, term.theta]
+        diagonal = term.structure.on_diagonal()
+        for i in np.flatnonzero((part[:, diagonal] <= 0.0).any(axis=1)):
+            T = term.structure.host_factor(part[i])
+            part[i] = term.structure.theta_of(T * term.structure.flip(T))
+    theta += 0.0
+    if p:
+        solve = np.linalg.inv(A)
+        internal = ends.x[:, t : t + p] if outer else ends.tail[:, :p]
+        beta = ends.tail[:, 1 : 1 + p] if linear else (solve @ internal[:, :, None])[..., 0]
+    else:
+        solve, beta = np.zeros((1, 0, 0)), np.zeros((B, 0))
+    phi = np.exp(ends.x[:, (t + p if outer else t) :]) if not linear else np.zeros((B, 0))
+
+    df = np.full((B, p), np.nan)
+    if linear and kind.ddf:  # type: ignore[attr-defined]
+        df = _satterthwaite(ends.more, t, p, rows - (p if kind.REML else 0))  # type: ignore[attr-defined]
+    shape = _shape(ends.hessian)
+    along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
+    weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
+    decrement = 0.5 * np.sum(weight * along**2, axis=1)
+    decrement = np.where(shape.finite & np.isfinite(decrement), decrement, ends.numbers[:, 1])
+    converged = shape.minimum & np.isfinite(f) & (decrement < 10.0 * float(limits.tol))
+    late = (status == opt.LINE_SEARCH) | (status == opt.EVALUATION_LIMIT)
+    status = np.where(converged & late, opt.CONVERGED, status)
+    status = np.where(~shape.minimum & (status == opt.CONVERGED), opt.NOT_MINIMUM, status)
+    converged &= status == opt.CONVERGED
+
+    sigma = np.ones(B)
+    if linear:
+        sigma = np.sqrt(ends.tail[:, 0] / (rows - (p if kind.REML else 0)))  # type: ignore[attr-defined]
+        RX = ends.tail[:, 1 + p :].reshape(B, p, p)
+        half = _inverse(RX)
+        vcov = sigma[:, None, None] ** 2 * half @ half.transpose(0, 2, 1)
+    elif not outer:
+        information = _inverse(ends.tail[:, p:].reshape(B, p, p))
+        vcov = solve @ information @ solve.transpose(0, 2, 1)
+    else:
+        root = shape.units[:, :, None] * shape.vectors
+        moved = np.abs(root) > 0.3 * np.linalg.norm(root, axis=2, keepdims=True)
+        off = (moved & shape.flat[:, None, :]).any(axis=2)[:, t : t + p]
+        mine = solve @ root[:, t : t + p]
+        vcov = 2.0 * (mine * weight[:, None, :]) @ mine.transpose(0, 2, 1)
+        vcov[:, np.arange(p), np.arange(p)] = np.where(off, np.inf, np.diagonal(vcov, axis1=1, axis2=2))
+    vcov = np.where((shape.finite | (not outer))[:, None, None], vcov, np.nan)
+    on = np.concatenate([term.structure.on_diagonal() for term in terms])
+    return Many(
+        theta,
+        beta,
+        phi,
+        sigma,
+        f,
+        vcov,
+        df,
+        converged,
+        (np.abs(theta[:, on]) < SINGULAR).any(axis=1),
+        shape.flat.any(axis=1),
+        status,
+        decrement,
+        ends.numbers[:, 3].astype(int),
+    )
+
+
+def _inverse(stack: np.ndarray) -> np.ndarray:
+    """Inverses (B, p, p); NaN where there is none."""
+    good = np.isfinite(stack).all((1, 2))
+    safe = np.where(good[:, None, None], stack, np.eye(stack.shape[-1]))
+    good &= np.linalg.cond(safe) < 1e15 if stack.shape[-1] else True
+    out = np.linalg.inv(np.where(good[:, None, None], safe, np.eye(stack.shape[-1])))
+    return np.where(good[:, None, None], out, np.nan)
+
+
+def _satterthwaite(more: np.ndarray, t: int, p: int, size: np.ndarray) -> np.ndarray:
+    """(B, p) degrees of freedom of the fixed effects; see `_ddf.Satterthwaite`."""
+    B = more.shape[0]
+    parts = np.split(more, np.cumsum([t * t, p * p * t, p * p]), axis=1)
+    H, slopes = parts[0].reshape(B, t, t), parts[1].reshape(B, p, p, t)
+    covariance, A = parts[2].reshape(B, p, p), parts[3].reshape(B, p, p)
+    rows = _inverse(A)  # beta = A^-1 beta_s
+    v = np.einsum("bji,bik,bjk->bj", rows, covariance, rows)
+    slope = np.einsum("bji,bikt,bjk->bjt", rows, slopes, rows)
+    good = np.isfinite(H).all((1, 2))
+    values, vectors = np.linalg.eigh(np.where(good[:, None, None], 0.5 * (H + H.transpose(0, 2, 1)), np.eye(t)))
+    up = values > np.maximum(1e-8, FLAT * values[:, -1:])
+    along = np.square(np.einsum("bjt,bts->bjs", slope, vectors))
+    spread = 2.0 * (along * np.where(up, 1.0 / np.where(up, values, 1.0), 0.0)[:, None, :]).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(good[:, None], 2.0 * v**2 / (spread + 2.0 * v**2 / size[:, None]), np.nan)
