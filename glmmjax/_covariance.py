@@ -62,7 +62,7 @@ class Unstructured:
         T[self.index()] = theta
         return T
 
-    def theta_of(self, T: np.ndarray) -> np.ndarray:
+    def theta_of(self, T: Any) -> Any:
         """T (k, k) lower triangular -> theta."""
         return T[self.index()]
 
@@ -96,15 +96,11 @@ class Unstructured:
         rows, _ = self.index()
         return s[rows]
 
-    def flip(self, T: np.ndarray) -> np.ndarray:
+    def flip(self, T: Any) -> Any:
         """Signs (k,) that make T's columns canonical: diagonal >= 0, or the first non-zero entry > 0."""
-        signs = np.ones(self.k)
-        for j in range(self.k):
-            column = T[j:, j]
-            nonzero = column[column != 0.0]
-            if nonzero.size and nonzero[0] < 0.0:
-                signs[j] = -1.0
-        return signs
+        lib = _library(T)
+        first = lib.argmax(T != 0.0, axis=0)  # above the diagonal there are zeros only
+        return lib.where(T[first, np.arange(self.k)] < 0.0, -1.0, 1.0)
 
     def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         """lme4's names: ``g.x`` on the diagonal, ``g.y.x`` below it."""
@@ -131,8 +127,8 @@ class Diagonal:
     def host_factor(self, theta: np.ndarray) -> np.ndarray:
         return np.diag(theta)
 
-    def theta_of(self, T: np.ndarray) -> np.ndarray:
-        return np.diag(T).copy()
+    def theta_of(self, T: Any) -> Any:
+        return _library(T).diagonal(T).copy()
 
     def start(self) -> np.ndarray:
         return np.ones(self.k)
@@ -149,8 +145,9 @@ class Diagonal:
     def scale(self, s: np.ndarray) -> np.ndarray:
         return s
 
-    def flip(self, T: np.ndarray) -> np.ndarray:
-        return np.where(np.diag(T) < 0.0, -1.0, 1.0)
+    def flip(self, T: Any) -> Any:
+        lib = _library(T)
+        return lib.where(lib.diagonal(T) < 0.0, -1.0, 1.0)
 
     def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         return [f"{group}.{name}" for name in names]
@@ -173,17 +170,27 @@ def sdcor_to_cov(sd: np.ndarray, corr: np.ndarray) -> np.ndarray:
     return corr * np.outer(sd, sd)
 
 
-def semidefinite_cholesky(cov: np.ndarray, tol: float = 1e-14) -> np.ndarray:
+def semidefinite_cholesky(cov: Any, tol: float = 1e-14) -> Any:
     """Lower T with T T' = cov, with zero columns where rank is missing (no pivoting).
 
     The form lme4's theta takes for a singular covariance matrix.
     """
-    k = cov.shape[0]
-    rest = cov.astype(float).copy()
-    scale = max(float(np.diag(cov).max(initial=0.0)), np.finfo(float).tiny)
-    T = np.zeros((k, k))
+    lib, k = _library(cov), cov.shape[0]
+    rest = cov
+    least = tol * lib.maximum(lib.diagonal(cov).max(), np.finfo(cov.dtype).tiny)
+    columns = []
     for j in range(k):
-        if rest[j, j] > tol * scale:
-            T[j:, j] = rest[j:, j] / np.sqrt(rest[j, j])
-            rest -= np.outer(T[:, j], T[:, j])
-    return T
+        good = (rest[j, j] > least) & (np.arange(k) >= j)
+        column = lib.where(good, rest[:, j] / lib.sqrt(lib.where(rest[j, j] > least, rest[j, j], 1.0)), 0.0)
+        rest = rest - lib.outer(column, column)
+        columns.append(column)
+    return lib.stack(columns, axis=1)
+
+
+def settle(T: Any, structure: Structure, near_zero: float) -> Any:
+    """T (k, k) with columns near 0 at exactly 0, in the form that lme4 reports if it is singular."""
+    lib = _library(T)
+    if isinstance(structure, Unstructured) and structure.k > 1:
+        small = lib.abs(lib.diagonal(T)).min() < near_zero
+        T = lib.where(small, semidefinite_cholesky(T @ T.T, tol=near_zero**2 * 1e-2), T)
+    return lib.where(lib.linalg.norm(T, axis=0) < near_zero, 0.0, T)

@@ -15,13 +15,20 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
-from ._covariance import Unstructured, semidefinite_cholesky
+from ._covariance import settle
 from ._design import Design
 from .families import Family
 
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
 NEAR_ZERO = 1e-3
 ZERO_COST = 1e-8
+#: Eigenvalues of a Hessian, each parameter in units of its own curvature: below FLAT a direction is undetermined by the
+#: data, below CONCAVE (the error of differences) the point is no minimum. Curvatures below LEAST_CURVATURE deviance units
+#: per squared unit, or that part of the largest one, are nothing and may be noise.
+FLAT, CONCAVE = 1e-8, -1e-5
+LEAST_CURVATURE, LEAST_PART = 1e-3, 1e-10
+#: A parameter that moves by this part of itself along undetermined directions is undetermined.
+UNDETERMINED = 0.3
 #: evaluations whose point and deviance are kept
 PATH_LENGTH = 64
 
@@ -313,12 +320,12 @@ class Curvature(NamedTuple):
     @property
     def flat(self) -> np.ndarray:
         """(P,) directions that the data do not determine."""
-        return self.values < 1e-8
+        return self.values < FLAT
 
     @property
     def minimum(self) -> bool:
         """No direction of negative curvature beyond the error of the differences."""
-        return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > -1e-5)
+        return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > CONCAVE)
 
 
 def curvature(H: np.ndarray) -> Curvature:
@@ -326,9 +333,8 @@ def curvature(H: np.ndarray) -> Curvature:
     P = H.shape[0]
     if not np.isfinite(H).all():
         return Curvature(np.full(P, np.nan), np.eye(P), np.ones(P))
-    # below 1e-3 deviance units per squared unit of theta a curvature is nothing, and may be noise
     diagonal = np.abs(np.diag(H))
-    units = 1.0 / np.sqrt(np.maximum(diagonal, max(1e-3, 1e-10 * diagonal.max(initial=0.0))))
+    units = 1.0 / np.sqrt(np.maximum(diagonal, max(LEAST_CURVATURE, LEAST_PART * diagonal.max(initial=0.0))))
     values, vectors = np.linalg.eigh(H * np.outer(units, units))
     return Curvature(values, vectors, units)
 
@@ -376,12 +382,7 @@ def _settle_singular(
     proposal = theta.copy()
     for term in design.terms:
         part = theta[term.theta]
-        T = term.structure.host_factor(part)
-        norms = np.linalg.norm(T, axis=0)
-        if isinstance(term.structure, Unstructured) and term.structure.k > 1 and np.abs(np.diag(T)).min() < NEAR_ZERO:
-            T = semidefinite_cholesky(T @ T.T, tol=NEAR_ZERO**2 * 1e-2)
-            norms = np.linalg.norm(T, axis=0)
-        T = np.where(norms < NEAR_ZERO, 0.0, T)
+        T = settle(term.structure.host_factor(part), term.structure, NEAR_ZERO)
         proposal[term.theta] = term.structure.theta_of(T)
     if np.array_equal(proposal, theta):
         return state, extra
@@ -448,7 +449,7 @@ def _report(
     outer = outer * np.outer(signs, signs)
     root = signs[:, None] * problem.scaling.external(shape.units[:, None] * shape.vectors, joint)
     covariance = 2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T
-    moved = (np.abs(root) > 0.3 * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
+    moved = (np.abs(root) > UNDETERMINED * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
     ridge = tuple(int(i) for i in np.flatnonzero(moved))
     # a coefficient that runs off has no finite variance; theta's ridges are rotations of a singular T
     at = np.flatnonzero(moved & (np.arange(moved.size) >= t))

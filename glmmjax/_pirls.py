@@ -269,10 +269,10 @@ def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> 
     at = params._replace(beta=mode.beta)
 
     leaves, tree = jax.tree.flatten((at, design))
-    d_leaves = jax.tree.leaves(tangents[:2], is_leaf=_is_zero)
+    d_leaves = jax.tree.leaves(tangents[:2], is_leaf=is_symbolic_zero)
     if joint:  # the given beta is only where the iteration starts
         d_leaves[1] = None
-    active = [i for i, d in enumerate(d_leaves) if d is not None and not _is_zero(d)]
+    active = [i for i, d in enumerate(d_leaves) if d is not None and not is_symbolic_zero(d)]
 
     def gradient(values: list[Array]) -> tuple[Blocked, Array, Array]:
         filled = list(leaves)
@@ -310,7 +310,7 @@ def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> 
     return mode, Mode(du, dbeta, *zero_int)
 
 
-def _is_zero(x: Any) -> bool:
+def is_symbolic_zero(x: Any) -> bool:
     return isinstance(x, jax.custom_derivatives.SymbolicZero)
 
 
