@@ -91,6 +91,7 @@ def fit_block(
     kind, start = engine.kind, start or {}
     linear = isinstance(kind, Linear)
     scaled, A, c = scale(design, own, linear)
+    c = np.broadcast_to(c, (engine.block, c.shape[1]))[:count]
     family = kind.family if isinstance(kind, Generalised) else None
     phi = np.asarray(start.get("phi", () if family is None else family.phi_start()), float).reshape(-1)
     theta = start["theta"] * c[0] if "theta" in start else design.theta_start
@@ -103,7 +104,7 @@ def fit_block(
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
-    return judge(ends, kind, design.terms, A[:count], c[:count], limits, rows[:count])
+    return judge(ends, kind, design.terms, A[:count], c, limits, rows[:count])
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _settle_singular(
 ) -> Ends:
     """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing; see `_fit`."""
     t = c.shape[1]
-    theta = ends.x[:, :t] / c[: ends.x.shape[0]]
+    theta = ends.x[:, :t] / c
     proposal = theta.copy()
     for term in terms:
         part = proposal[:, term.theta]
@@ -190,7 +191,7 @@ def _settle_singular(
     if not which.size:
         return ends
     x = ends.x[which].copy()
-    x[:, :t] = proposal[which] * np.broadcast_to(c, theta.shape)[which]
+    x[:, :t] = proposal[which] * c[which]
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
     new = again(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
@@ -206,13 +207,19 @@ def judge(
     """Estimates in the user's units, and whether each is a minimum.
 
     Args:
-        A, c: scalings, as `scale`. rows: (B,) rows of each dataset.
+        A: (B or 1, p, p) and c: (B, n_theta), as `scale`. rows: (B,) rows of each dataset.
     """
     B, P = ends.x.shape
     t, p = c.shape[1], A.shape[-1]
     f, status = ends.numbers[:, 0], ends.numbers[:, 2].astype(int)
     linear = isinstance(kind, Linear)
     outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
+
+    shape = _shape(ends.hessian)
+    along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
+    weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
+    decrement = 0.5 * np.sum(weight * along**2, axis=1)
+    decrement = np.where(shape.finite & np.isfinite(decrement), decrement, ends.numbers[:, 1])
     theta = ends.x[:, :t] / c
     for term in terms:
         part = theta[:, term.theta]
@@ -232,11 +239,6 @@ def judge(
     df = np.full((B, p), np.nan)
     if linear and kind.ddf:  # type: ignore[attr-defined]
         df = _satterthwaite(ends.more, t, p, rows - (p if kind.REML else 0))  # type: ignore[attr-defined]
-    shape = _shape(ends.hessian)
-    along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
-    weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
-    decrement = 0.5 * np.sum(weight * along**2, axis=1)
-    decrement = np.where(shape.finite & np.isfinite(decrement), decrement, ends.numbers[:, 1])
     converged = shape.minimum & np.isfinite(f) & (decrement < 10.0 * float(limits.tol))
     late = (status == opt.LINE_SEARCH) | (status == opt.EVALUATION_LIMIT)
     status = np.where(converged & late, opt.CONVERGED, status)

@@ -91,7 +91,7 @@ class Unstructured:
         rows, cols = self.index()
         return rows == cols
 
-    def scale(self, s: np.ndarray) -> np.ndarray:
+    def scale(self, s: Any) -> Any:
         """Factors c with theta -> c * theta when row j of T is multiplied by s_j (z_j divided by s_j)."""
         rows, _ = self.index()
         return s[rows]
@@ -142,7 +142,7 @@ class Diagonal:
     def on_diagonal(self) -> np.ndarray:
         return np.ones(self.k, bool)
 
-    def scale(self, s: np.ndarray) -> np.ndarray:
+    def scale(self, s: Any) -> Any:
         return s
 
     def flip(self, T: Any) -> Any:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import _optimise as opt
 from ._design import Design, Term
 from ._fit import Start
-from ._fit_glmm import make_objective, starting_values
+from ._fit_glmm import make_objective, starting_values, tighter
 from ._fit_lmm import TIGHTER, begin, in_units_of_X
 from ._fit_lmm import make_objective as make_linear_objective
 from ._objective import pieces
@@ -97,7 +97,7 @@ class Generalised:
         return jnp.concatenate([beta, pieces(params, state.carry.u, data, self.family, self.curvature)[1].reshape(-1)])
 
     def limits(self, limits: opt.Limits) -> opt.Limits:
-        return limits
+        return tighter(limits)
 
     has_more = False
 

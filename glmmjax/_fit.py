@@ -23,8 +23,8 @@ from .families import Family
 NEAR_ZERO = 1e-3
 ZERO_COST = 1e-8
 #: Eigenvalues of a Hessian, each parameter in units of its own curvature: below FLAT a direction is undetermined by the
-#: data, below CONCAVE (the error of differences) the point is no minimum. Curvatures below LEAST_CURVATURE deviance units
-#: per squared unit, or that part of the largest one, are nothing and may be noise.
+#: data, below CONCAVE (the error of differences) the point is no minimum. Curvatures below LEAST_CURVATURE deviance
+#: units per squared unit, or that part of the largest one, are nothing and may be noise.
 FLAT, CONCAVE = 1e-8, -1e-5
 LEAST_CURVATURE, LEAST_PART = 1e-3, 1e-10
 #: A parameter that moves by this part of itself along undetermined directions is undetermined.

@@ -175,11 +175,15 @@ class Splitter:
         self.ends = np.searchsorted(codes, np.arange(len(self.names) + 1))
         self.arguments = {k: v if order_free(v) else np.asarray(v)[order] for k, v in arguments.items()}
 
+    def part(self, i: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Rows and arguments of one dataset."""
+        a, b = self.ends[i], self.ends[i + 1]
+        return self.data.iloc[a:b], {k: v if order_free(v) else v[a:b] for k, v in self.arguments.items()}
+
     def frame(self, i: int) -> ModelData:
         """Model frame of one dataset, checked."""
-        a, b = self.ends[i], self.ends[i + 1]
-        own = {k: v if order_free(v) else v[a:b] for k, v in self.arguments.items()}
-        made = build(self.formula, self.data.iloc[a:b], **own)
+        data, own = self.part(i)
+        made = build(self.formula, data, **own)
         check(made, self.family)
         return made
 
@@ -376,9 +380,9 @@ class Stack:
         #: rows in the order of the layout, where it is the same for all datasets
         self._rows = np.argsort(self.position[:n]) if alike else None
         empty = family.mustart(jnp.ones(1), jnp.ones(1))
-        self._y_empty = 1.0
+        self.y_empty = 1.0
         eta = float(np.asarray(family.link.eta_of(empty))[0])
-        self._offset_empty = eta if np.isfinite(eta) else 0.0
+        self.offset_empty = eta if np.isfinite(eta) else 0.0
         widths = [0] * len(self.levels)
         for z, b in zip(group.z, group.block, strict=True):
             widths[b] += z.shape[1]
@@ -433,12 +437,12 @@ class Stack:
         group, n, order = self.group, self.n, self._order
         whole = self._rows is not None
         one = np.ones(n)
-        y = self._stacked(group.y, members, self._y_empty)
+        y = self._stacked(group.y, members, self.y_empty)
         X = self._stacked(group.X, members, 0.0)
         values = np.ones(group.y.size) if group.weights is None and not whole else group.weights
         weights = one if values is None else self._stacked(values, members, 0.0)
         values = np.zeros(group.y.size) if group.offset is None and not whole else group.offset
-        offset = 0.0 * one if values is None else self._stacked(values, members, self._offset_empty)
+        offset = 0.0 * one if values is None else self._stacked(values, members, self.offset_empty)
         zs = []
         for g in order:
             columns = [z for z, b in zip(group.z, group.block, strict=True) if b == g]

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 
-def x64() -> Any:
-    """Context in which JAX computes in float64."""
+def x64(on: bool = True) -> Any:
+    """Context in which JAX computes in float64, or in float32."""
     if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
+        return jax.enable_x64(on)
     experimental: Any = importlib.import_module("jax.experimental")  # older JAX
-    return experimental.enable_x64()
+    return experimental.enable_x64(on)
 
 
 def cache_directory() -> Path | None:
