@@ -39,6 +39,8 @@ CPU_NUMBERS, CPU_LANES = 8192, 64
 DEVICE_NUMBERS, DEVICE_LANES = 2**21, 4096
 #: Datasets per block and device, in lanes.
 BLOCK_TURNS = 32
+#: Part of the lanes that wait for new datasets before any gets one: filling lanes copies the data of all.
+REFILL = 0.25
 AXIS = "datasets"
 
 #: programs compiled so far, for tests
@@ -244,6 +246,12 @@ def _search(
 
     def turn(slots: _Slots) -> _Slots:
         state = jax.vmap(advance)(slots.own, slots.inverse0, slots.constant, slots.state)
+        was = opt.running(slots.state)  # those that wait for others keep what they have
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(was.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        state = jax.tree.map(keep, state, slots.state)
         done = ~opt.running(state) & (slots.task < n)
 
         def refill() -> _Slots:
@@ -260,7 +268,9 @@ def _search(
                 task, slots.next + rank[-1], mine, inverse0, constant, jax.tree.map(choose, fresh, state), out
             )
 
-        return jax.lax.cond(done.any(), refill, lambda: slots._replace(state=state))
+        idle = slots.task >= n
+        enough = (done.sum() >= max(1, int(lanes * REFILL))) | (done | idle).all()
+        return jax.lax.cond(enough, refill, lambda: slots._replace(state=state))
 
     task = jnp.arange(lanes, dtype=jnp.int32)
     first = take(task)

@@ -50,6 +50,9 @@ from .families import get as get_family
 
 Kind = Generalised | Linear
 START = ("theta", "beta", "phi")
+#: status beside those of `_optimise`
+DEPENDENT = 5
+MESSAGES = {**opt.MESSAGES, DEPENDENT: "columns of X are linearly dependent"}
 #: Where less than this can be gained, in deviance units, a Newton step is taken without looking: its error is of the
 #: order of its square, and derivatives are those at an optimum.
 LAST_STEP = 1e-8
@@ -69,7 +72,8 @@ class DesignFit(NamedTuple):
         objective: () -2 log-likelihood with all constants, or the REML criterion.
         vcov: (p, p) covariance of beta; None unless asked for.
         status: () int: 0 converged, 1 stopped at the limit on evaluations, 2 the line search could not reduce the
-            deviance further, 3 the deviance is not finite, 4 stopped at a point that is not a minimum.
+            deviance further, 3 the deviance is not finite, 4 stopped at a point that is not a minimum,
+            5 columns of X are linearly dependent. Those other than 0 leave the estimates as they were found.
         evaluations: () int, of deviance and gradient.
     """
 
@@ -87,7 +91,7 @@ class DesignFit(NamedTuple):
     @property
     def message(self) -> str:
         """What the status means; not inside `jax.jit`."""
-        return opt.MESSAGES[int(self.status)]
+        return MESSAGES[int(self.status)]
 
 
 class Optimum(NamedTuple):
@@ -107,6 +111,7 @@ class _Start(NamedTuple):
     fixed: Array  # whether theta was given
     beta: Array
     phi: Array
+    dependent: Array  # whether X has not full rank
 
 
 def fit_design(
@@ -186,9 +191,7 @@ def _kind(design: Any, family: Family, nAGQ: int, REML: bool, hessian: str | Non
 def _check(design: Design, family: Family) -> None:
     """Raise `DataError` for what can be seen of a design before it is traced."""
     if np.ndim(design.y) != 1:
-        raise DataError(
-            f"y must be one-dimensional, got shape {np.shape(design.y)}; use jax.vmap for several responses"
-        )
+        raise DataError(f"y must be one-dimensional, got shape {np.shape(design.y)}; jax.vmap takes several responses")
     n = design.n
     shapes = {"X": (design.X, 2), "weights": (design.weights, 1), "offset": (design.offset, 1)}
     shapes |= {f"z of block {g + 1}": (z, 2) for g, z in enumerate(design.z)}
@@ -258,8 +261,15 @@ def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Desig
         jnp.asarray("theta" in given),
         A @ given["beta"] if "beta" in given else jnp.full(design.p, jnp.nan, dtype),
         given.get("phi", phi),
+        _dependent(design.X),
     )
     return scaled, A, c, start
+
+
+def _dependent(X: Array) -> Array:
+    """Whether a column of X is a combination of those before it, to rounding."""
+    R = jnp.linalg.qr(jax.lax.stop_gradient(X), mode="r")
+    return (jnp.abs(jnp.diagonal(R)) <= X.shape[0] * jnp.finfo(X.dtype).eps * jnp.linalg.norm(R, axis=0)).any()
 
 
 def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array]:
@@ -313,6 +323,7 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
     minimum = shape.finite & (shape.values.min(initial=0.0) > CONCAVE)
     converged = minimum & (decrement < 10.0 * limits.tol) & (end.status != opt.NON_FINITE)
     status = jnp.where(converged, opt.CONVERGED, jnp.where(end.status == opt.CONVERGED, opt.NOT_MINIMUM, end.status))
+    status = jnp.where(start.dependent, DEPENDENT, status)
 
     # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `_fit`
     near = minimum & (decrement < LAST_STEP)
@@ -451,7 +462,7 @@ def _estimates(
         eta=linear_predictor(b, beta, design),
         objective=objective,
         vcov=vcov if covariance else None,
-        status=jnp.where(jnp.isfinite(objective), found.status, opt.NON_FINITE),
+        status=jnp.where(jnp.isfinite(objective) | (found.status == DEPENDENT), found.status, opt.NON_FINITE),
         evaluations=found.evaluations,
     )
 

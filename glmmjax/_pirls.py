@@ -143,19 +143,21 @@ def fixed_information(
 
 
 class _State(NamedTuple):
-    u: Blocked  # the point to evaluate next; at the end, the mode
-    beta: Array
-    base_u: Blocked  # the last accepted point, its penalised deviance and the step from it
-    base_beta: Array
-    base_value: Array
-    du: Blocked
-    dbeta: Array
+    """Little of it: under `vmap` every leaf costs an operation per turn.
+
+    The point to evaluate next, and at the end the mode, is base + scale * step.
+    """
+
+    base: tuple[Blocked, Array | None]  # (u, beta if joint), the last accepted point
+    step: tuple[Blocked, Array | None]  # the Newton step from it
+    value: Array  # its penalised deviance
     scale: Array
-    nearly: Array  # the last decrement was at rounding level
-    fisher: Array  # take the next step with safe weights
-    done: Array
-    status: Array
+    flags: Array  # status, and the bits below
     iterations: Array
+
+
+#: the last decrement was at rounding level; take the next step with safe weights; finished
+_NEARLY, _FISHER, _DONE = 8, 16, 32
 
 
 def safe_weights(eta: Array, w_observed: Array, params: Parameters, design: Design, family: Family) -> Array:
@@ -180,78 +182,74 @@ def find_mode(
     y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
     fixed = fixed_part(params.beta, design)  # out of the loop, where XLA would compute it in every turn
 
+    def point(s: _State) -> tuple[Blocked, Array]:
+        (u, beta), (du, dbeta) = s.base, s.step
+        moved = tuple(x + s.scale * d for x, d in zip(u, du, strict=True))
+        return moved, params.beta if beta is None or dbeta is None else beta + s.scale * dbeta
+
     def body(s: _State) -> _State:
         # one evaluation and one step; everything appears once in the compiled program
-        eta = add_random_part(fixed_part(s.beta, design) if joint else fixed, unspool(s.u, T), design)
+        u, beta = point(s)
+        eta = add_random_part(fixed_part(beta, design) if joint else fixed, unspool(u, T), design)
         kernel, score, w = family.derivatives(y, eta, weights, params.phi)
-        value = -2.0 * kernel.sum() + squared_norm(s.u)
+        value = -2.0 * kernel.sum() + squared_norm(u)
+        fisher, nearly = s.flags & _FISHER > 0, s.flags & _NEARLY > 0
         if not family.canonical:
-            w = jnp.where(s.fisher, safe_weights(eta, w, params, design, family), w)
-        step, _ = newton_step(score, w, s.u, T, design, joint)
+            w = jnp.where(fisher, safe_weights(eta, w, params, design, family), w)
+        newton, _ = newton_step(score, w, u, T, design, joint)
 
-        first = ~jnp.isfinite(s.base_value)
-        falls = first | s.nearly | (value <= s.base_value + 1e-13 * jnp.abs(s.base_value))
+        first = ~jnp.isfinite(s.value)
+        falls = first | nearly | (value <= s.value + 1e-13 * jnp.abs(s.value))
         accepted = jnp.isfinite(value) & falls
-        usable = accepted & step.ok
+        usable = accepted & newton.ok
         # accepted, but no Newton step from here: try again with safe weights; rejected: half the step
-        to_fisher = accepted & ~step.ok & ~s.fisher & (not family.canonical)
+        to_fisher = accepted & ~newton.ok & ~fisher & (not family.canonical)
         scale = jnp.where(accepted, 1.0, 0.5 * s.scale)
         exhausted = ~accepted & (first | (scale < MIN_SCALE))
-        failed = exhausted | (accepted & ~step.ok & ~to_fisher)
+        failed = exhausted | (accepted & ~newton.ok & ~to_fisher)
 
         def choose(new: Any, old: Any, when: Array) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(when, a, b), new, old)
 
-        du, dbeta = choose((step.du, step.dbeta), (s.du, s.dbeta), usable)
-        base_u, base_beta, base_value = choose((s.u, s.beta, value), (s.base_u, s.base_beta, s.base_value), accepted)
-        move = jnp.where(to_fisher | failed, 0.0, scale)
-        u = tuple(x + move * d for x, d in zip(base_u, du, strict=True))
         # a full Newton step with a decrement this small is taken without looking: its error is of second order
-        relative = step.decrement / (1.0 + jnp.abs(value))
-        converged = usable & (relative < tolerance) & ~s.fisher
+        relative = newton.decrement / (1.0 + jnp.abs(value))
+        converged = usable & (relative < tolerance) & ~fisher
         status = jnp.where(
             converged,
             CONVERGED,
             jnp.where(failed, jnp.where(jnp.isfinite(value), STEP_LIMIT, NON_FINITE), ITERATION_LIMIT),
         )
+        flags = (
+            status
+            + jnp.where(usable & (relative < 1e-9), _NEARLY, 0)
+            + jnp.where(to_fisher, _FISHER, 0)
+            + jnp.where(converged | failed, _DONE, 0)
+        )
         return _State(
-            u=u,
-            beta=base_beta + move * dbeta if joint else params.beta,
-            base_u=base_u,
-            base_beta=base_beta,
-            base_value=base_value,
-            du=du,
-            dbeta=dbeta,
-            scale=scale,
-            nearly=usable & (relative < 1e-9),
-            fisher=to_fisher,
-            done=converged | failed,
-            status=status.astype(jnp.int32),
+            base=choose((u, beta if joint else None), s.base, accepted),
+            step=choose((newton.du, newton.dbeta if joint else None), s.step, usable),
+            value=jnp.where(accepted, value, s.value),
+            scale=jnp.where(to_fisher | failed, 0.0, scale),
+            flags=flags.astype(jnp.int32),
             iterations=s.iterations + 1,
         )
 
     def unfinished(s: _State) -> Array:
-        return ~s.done & (s.iterations < MAX_ITERATIONS)
+        return (s.flags < _DONE) & (s.iterations < MAX_ITERATIONS)
 
     dtype = params.beta.dtype
-    no, count = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    count = jnp.zeros((), jnp.int32)
+    base = (u0, params.beta if joint else None)
     start = _State(
-        u=u0,
-        beta=params.beta,
-        base_u=u0,
-        base_beta=params.beta,
-        base_value=jnp.full((), jnp.inf, dtype),
-        du=tuple(jnp.zeros_like(x) for x in u0),
-        dbeta=jnp.zeros_like(params.beta),
+        base=base,
+        step=jax.tree.map(jnp.zeros_like, base),
+        value=jnp.full((), jnp.inf, dtype),
         scale=jnp.ones((), dtype),
-        nearly=no,
-        fisher=no,
-        done=no,
-        status=count + ITERATION_LIMIT,
+        flags=count + ITERATION_LIMIT,
         iterations=count,
     )
     end = jax.lax.while_loop(unfinished, body, start)
-    return Mode(end.u, end.beta, end.status, end.iterations)
+    return Mode(*point(end), end.flags % _NEARLY, end.iterations)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
