@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ._exact_test import ExactTest as ExactTest
     from ._exact_test import exact_test as exact_test
     from ._fit import Estimates as Estimates
+    from ._fit_design import DesignFit as DesignFit
+    from ._fit_design import fit_design as fit_design
     from ._fit_many import ManyFits as ManyFits
     from ._fit_many import fit_many as fit_many
     from ._glmer import design as design
@@ -77,6 +79,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "ModelSetup": ("_steps", "ModelSetup"),
     "DevianceFunction": ("_steps", "DevianceFunction"),
     "Estimates": ("_fit", "Estimates"),
+    "fit_design": ("_fit_design", "fit_design"),
+    "DesignFit": ("_fit_design", "DesignFit"),
     "fit_many": ("_fit_many", "fit_many"),
     "ManyFits": ("_fit_many", "ManyFits"),
     "lm_list": ("_lmlist", "lm_list"),

@@ -53,6 +53,8 @@ START = ("theta", "beta", "phi")
 #: status beside those of `_optimise`
 DEPENDENT = 5
 MESSAGES = {**opt.MESSAGES, DEPENDENT: "columns of X are linearly dependent"}
+#: Error of a gradient per standard error, in units of the precision; a smaller decrement than its square is noise.
+ROUNDING = 1e5
 #: Where less than this can be gained, in deviance units, a Newton step is taken without looking: its error is of the
 #: order of its square, and derivatives are those at an optimum.
 LAST_STEP = 1e-8
@@ -127,14 +129,13 @@ def fit_design(
 ) -> DesignFit:
     """Fit a mixed model as a pure function of its design: inside `jax.jit`, `jax.vmap`, `jax.grad`, `jax.jvp`.
 
-    The estimates are those of `glmer` and `lmer`, with derivatives in the design's y, X, weights, offset and z, forward
-    and reverse, to second order. A design may have traced leaves: features from a neural network as columns of X, a
-    learned offset, weights of 0 for rows that are left out.
+    The estimates are those of `glmer`, or of `lmer` for a gaussian family, with derivatives in the design's y, X,
+    weights, offset and z, forward and reverse, to second order. A design may have traced leaves: features from a neural
+    network as columns of X, a learned offset, weights of 0 for rows that are left out.
 
         def loss(w):
-            features = jnp.tanh(raw @ w)
-            fit = gj.fit_design(replace(design, X=jnp.column_stack([ones, features])), "poisson")
-            return fit.objective
+            X = jnp.column_stack([jnp.ones(design.n), jnp.tanh(raw @ w)])
+            return gj.fit_design(replace(design, X=X), "poisson").objective
 
         jax.grad(loss)(w)
 
@@ -160,6 +161,8 @@ def fit_design(
         TypeError: not a design. DataError: a response that the family cannot have, missing or infinite values, shapes
             that do not fit, linearly dependent columns of X (values are checked where they are not traced). ValueError:
             an unknown family, nAGQ, hessian or start.
+
+    Source: Gould et al. 2016, arXiv:1607.05447, lemma 3.2.
     """
     family = get_family(family)
     kind = _kind(design, family, nAGQ, REML, hessian)
@@ -169,7 +172,10 @@ def fit_design(
     dtype = jnp.result_type(*floats, float)
     y, X, weights, offset, *z = (jnp.asarray(a, dtype) for a in floats)
     design = replace(design, y=y, X=X, weights=weights, offset=offset, z=tuple(z))
-    limits = opt.Limits(jnp.asarray(tol, dtype), jnp.asarray(max_evaluations, jnp.int32), jnp.ones((), bool))
+    least = float(ROUNDING * jnp.finfo(dtype).eps) ** 2
+    limits = opt.Limits(
+        jnp.maximum(jnp.asarray(tol, dtype), least), jnp.asarray(max_evaluations, jnp.int32), jnp.ones((), bool)
+    )
     return _fit(design, _given(start, design, family, dtype), limits, kind, bool(covariance))
 
 

@@ -144,7 +144,7 @@ def possible_pairs(
 ) -> dict[tuple[int, int], _Pairs]:
     """Pairs of two blocks that may meet, whatever the rows: of nested ones level and parent, else all there are.
 
-    Plans of designs with equal numbers of levels then have equal shapes. Rows' pairs are left at 0.
+    Plans of designs with equal numbers of levels then have equal shapes. Rows' pairs are left to the caller.
     """
     out = {}
     for (g, h), inside in nested.items():
@@ -155,7 +155,7 @@ def possible_pairs(
             out[g, h] = _Pairs(np.arange(m, dtype=np.int32), parent, None, True)
         else:
             a, b = np.divmod(np.arange(m * k, dtype=np.int32), np.int32(k))
-            out[g, h] = _Pairs(a, b, np.zeros(levels[g].size, np.int32), False)
+            out[g, h] = _Pairs(a, b, np.zeros(1, np.int32), False)
     return out
 
 
