@@ -172,10 +172,7 @@ def fit_design(
     dtype = jnp.result_type(*floats, float)
     y, X, weights, offset, *z = (jnp.asarray(a, dtype) for a in floats)
     design = replace(design, y=y, X=X, weights=weights, offset=offset, z=tuple(z))
-    least = float(ROUNDING * jnp.finfo(dtype).eps) ** 2
-    limits = opt.Limits(
-        jnp.maximum(jnp.asarray(tol, dtype), least), jnp.asarray(max_evaluations, jnp.int32), jnp.ones((), bool)
-    )
+    limits = opt.Limits(jnp.asarray(tol, dtype), jnp.asarray(max_evaluations, jnp.int32), jnp.ones((), bool))
     return _fit(design, _given(start, design, family, dtype), limits, kind, bool(covariance))
 
 
@@ -321,23 +318,29 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
         carry = carry._replace(beta=own)
         x0 = x0.at[t : t + design.p].set(own) if kind.nAGQ else x0
     objective = kind.objective(kind.data(design, extra), constant)
-    end = opt.minimise(objective, x0, inverse, carry, kind.limits(limits), 1)
+    end = opt.minimise(objective, x0, inverse, carry, _reachable(kind.limits(limits)), 1)
 
     shape = curvature(end.hessian)
     inverse = pseudo_inverse(shape)
     decrement = 0.5 * end.g @ inverse @ end.g
     minimum = shape.finite & (shape.values.min(initial=0.0) > CONCAVE)
-    converged = minimum & (decrement < 10.0 * limits.tol) & (end.status != opt.NON_FINITE)
+    converged = minimum & (decrement < 10.0 * _reachable(limits).tol) & (end.status != opt.NON_FINITE)
     status = jnp.where(converged, opt.CONVERGED, jnp.where(end.status == opt.CONVERGED, opt.NOT_MINIMUM, end.status))
     status = jnp.where(start.dependent, DEPENDENT, status)
 
     # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `_fit`
-    near = minimum & (decrement < LAST_STEP)
+    near = converged | (minimum & (decrement < LAST_STEP))
     x = end.x - jnp.where(near, inverse @ end.g, 0.0)
     settled = _settle(x, design.terms)
     values = jax.lax.map(lambda v: deviance(v, end.carry, design, kind), jnp.stack([end.x, settled]))
     x = jnp.where(near & (values[1] <= values[0] + ZERO_COST), settled, jnp.where(near, x, end.x))
     return Optimum(x, end.carry, end.hessian, status.astype(jnp.int32), end.evaluations)
+
+
+def _reachable(limits: opt.Limits) -> opt.Limits:
+    """Limits with a tolerance that the precision allows."""
+    tol = jnp.asarray(limits.tol)
+    return limits._replace(tol=jnp.maximum(tol, float(ROUNDING * jnp.finfo(tol.dtype).eps) ** 2))
 
 
 def deviance(x: Array, hint: Any, design: Design, kind: Kind) -> Array:
