@@ -98,6 +98,8 @@ def fit_block(
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
+        if not limits.hessian:
+            return ends
         ends = _leave_saddles(ends, again)
         return _settle_singular(ends, again, design.terms, c, linear)
 
@@ -215,11 +217,12 @@ def judge(
     linear = isinstance(kind, Linear)
     outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
 
-    shape = _shape(ends.hessian)
+    shape = _shape(ends.hessian if linear or limits.hessian else np.broadcast_to(np.eye(P), ends.hessian.shape))
     along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
     weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
     decrement = 0.5 * np.sum(weight * along**2, axis=1)
-    decrement = np.where(shape.finite & np.isfinite(decrement), decrement, ends.numbers[:, 1])
+    use = shape.finite & np.isfinite(decrement) & bool(limits.hessian)
+    decrement = np.where(use, decrement, ends.numbers[:, 1])
     theta = ends.x[:, :t] / c
     for term in terms:
         part = theta[:, term.theta]
@@ -239,7 +242,7 @@ def judge(
     df = np.full((B, p), np.nan)
     if linear and kind.ddf:  # type: ignore[attr-defined]
         df = _satterthwaite(ends.more, t, p, rows - (p if kind.REML else 0))  # type: ignore[attr-defined]
-    converged = shape.minimum & np.isfinite(f) & (decrement < 10.0 * float(limits.tol))
+    converged = np.asarray(shape.minimum & np.isfinite(f) & (decrement < 10.0 * float(limits.tol)))
     late = (status == opt.LINE_SEARCH) | (status == opt.EVALUATION_LIMIT)
     status = np.where(converged & late, opt.CONVERGED, status)
     status = np.where(~shape.minimum & (status == opt.CONVERGED), opt.NOT_MINIMUM, status)
@@ -261,7 +264,8 @@ def judge(
         mine = solve @ root[:, t : t + p]
         vcov = 2.0 * (mine * weight[:, None, :]) @ mine.transpose(0, 2, 1)
         vcov[:, np.arange(p), np.arange(p)] = np.where(off, np.inf, np.diagonal(vcov, axis1=1, axis2=2))
-    vcov = np.where((shape.finite | (not outer))[:, None, None], vcov, np.nan)
+    known = (shape.finite & bool(limits.hessian)) | (not outer)
+    vcov = np.where(known[:, None, None], vcov, np.nan)
     on = np.concatenate([term.structure.on_diagonal() for term in terms])
     return Many(
         theta,
@@ -272,8 +276,8 @@ def judge(
         vcov,
         df,
         converged,
-        (np.abs(theta[:, on]) < SINGULAR).any(axis=1),
-        shape.flat.any(axis=1),
+        np.asarray((np.abs(theta[:, on]) < SINGULAR).any(axis=1)),
+        np.asarray(shape.flat.any(axis=1)),
         status,
         decrement,
         ends.numbers[:, 3].astype(int),

@@ -8,6 +8,7 @@ each of them runs the program on its own share of the block, without communicati
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,11 @@ AXIS = "datasets"
 
 #: programs compiled so far, for tests
 compilations = 0
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Kind(Protocol):
@@ -312,11 +318,11 @@ class Engine:
         share = -(-total // (len(self.devices) * workers))
         lanes = max(1, min(lanes, most // max(numbers, 1)))
         lanes = 2 ** (lanes.bit_length() - 1)
-        while lanes > 1 and lanes // 2 >= share:
-            lanes //= 2
-        self.lanes = lanes
+        # few sizes, as each is compiled anew; idle lanes of few datasets cost less than that
+        self.lanes = max(1, lanes // 4) if share <= lanes // 4 else lanes
+        turns = [t for t in (1, 8) if t * self.lanes >= share and t < BLOCK_TURNS]
         #: datasets per block and device
-        self.size = lanes * 2 ** min((-(-share // lanes) - 1).bit_length(), BLOCK_TURNS.bit_length() - 1)
+        self.size = self.lanes * (turns[0] if turns else BLOCK_TURNS)
         self._mesh = Mesh(np.array(self.devices), (AXIS,)) if len(self.devices) > 1 else None
 
     @property
@@ -328,10 +334,11 @@ class Engine:
 
     def _jit(self, function: Any, specs: Sequence[Any], out: Any) -> Any:
         """Compiled later; over the mesh if there is one, with shardings by argument."""
-        if self._mesh is None:
+        mesh = self._mesh
+        if mesh is None:
             return jax.jit(function)
-        mapped = _shard_map(function, self._mesh, tuple(specs), out)
-        shardings = tuple(jax.tree.map(lambda s: NamedSharding(self._mesh, s), spec) for spec in specs)
+        mapped = _shard_map(function, mesh, tuple(specs), out)
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         return jax.jit(mapped, in_shardings=shardings)
 
     def _programs(self, design: _Some, arguments: tuple[Any, ...], limits: opt.Limits) -> _Programs:
@@ -402,9 +409,8 @@ class Engine:
         """
         D, N = len(self.devices), self.size
         limits = self.kind.limits(limits)
-        limits = opt.Limits(
-            np.asarray(limits.tol, theta.dtype), np.int32(limits.max_evaluations), np.bool_(limits.hessian)
-        )
+        tol, most = np.asarray(limits.tol, theta.dtype), np.array(limits.max_evaluations, np.int32)
+        limits = opt.Limits(tol, most, np.array(limits.hessian))
         some = _Some(design, own)
         arguments = (theta, phi, np.asarray(fixed))
         programs = self._programs(some, arguments, limits)

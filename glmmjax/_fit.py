@@ -157,10 +157,6 @@ class Problem:
         """The whole search as one compiled program, its end as `_optimise.pack` makes it. metric: "own" or "bfgs"."""
         raise NotImplementedError
 
-    def minimise_many(self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits) -> Array:
-        """The searches for several responses (L, n) as one compiled program, their ends packed (L, ...)."""
-        raise NotImplementedError
-
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         """One evaluation of the same search, for a driver on the host."""
         raise NotImplementedError
@@ -198,17 +194,6 @@ class Problem:
             out = self._search(Start(out.x + move, inverse, out.carry, begin.constant), limits, metric, verbose)
             out = out._replace(numbers=np.concatenate([out.numbers[:3], out.numbers[3:] + before[3:]]))
         return out
-
-    def run_many(
-        self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits
-    ) -> list[tuple[Problem, opt.Found]]:
-        """Each response (L, n) with the end of its search, without Hessians; all lanes wait for the slowest."""
-        begin = self.start(start)
-        packed = np.asarray(self.minimise_many(responses, start, limits._replace(hessian=False)))
-        return [
-            (self.with_response(y), opt.unpack(row, begin.x.size, PATH_LENGTH, begin.carry))
-            for y, row in zip(responses, packed, strict=True)
-        ]
 
     def _search(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any) -> opt.Found:
         if not verbose:

@@ -20,7 +20,7 @@ import pandas as pd
 from . import _optimise as opt
 from ._batch import Many, fit_block
 from ._control import Control, as_control, unknown_argument
-from ._engine import Engine, Generalised, Kind, Linear
+from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._errors import DataError
 from ._frame import build
 from ._many_data import Labels, Splitter, Stack, stacks
@@ -201,7 +201,7 @@ class _Columns(_Source):
             )
         self._formula, self._data, self._arguments = model.formula, data, arguments
         responses = as_responses(y)
-        shared = {k: None if _by_response(v, responses.B) else v for k, v in arguments.items()}
+        shared: dict[str, Any] = {k: None if _by_response(v, responses.B) else v for k, v in arguments.items()}
         frame = build(model.formula, data, require_response=False, **shared)
         if responses.n != frame.keep.size:
             other = " (its rows are responses: transpose it)" if responses.B == frame.keep.size else ""
@@ -257,7 +257,7 @@ def _run(
     """Fit every block of every stack, this process's share of them."""
     if workers is None:
         on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
-        workers = len(os.sched_getaffinity(0)) if on_one_cpu and hasattr(os, "sched_getaffinity") else 1
+        workers = cores() if on_one_cpu else 1
     signature = model.signature(source.names)
     pieces = [] if path is None else load_pieces(path, signature)
     done = np.concatenate([p.ids for p in pieces]) if pieces else np.zeros(0, int)
@@ -392,10 +392,10 @@ class ManyFits:
                 put(name, ids, fits.phi[:, j])
             for name, values in standard_deviations(piece.labels, fits):
                 put(name, ids, values)
-        for i, text in self._errors.items():
-            status[i], message[i], singular[i] = ERROR, text, False
+        for number, text in self._errors.items():
+            status[number], message[number], singular[number] = ERROR, text, False
             for values in columns.values():
-                values[i] = np.nan
+                values[number] = np.nan
         out = pd.DataFrame({"status": status, "message": message, "singular": singular, **columns})
         for name in ("nobs", "evaluations"):
             out[name] = out[name].astype("Int64")
@@ -433,16 +433,17 @@ class ManyFits:
         out = pd.concat(parts) if parts else pd.DataFrame({c: [] for c in columns})
         out = out.sort_values("id", kind="stable", ignore_index=True)
         out["p_value"] = p_values(out["statistic"].to_numpy(float), out["df"].to_numpy(float), linear)
-        fits = self.fits
+        table = self.fits
         ids = out.pop("id").to_numpy(int)
-        usable = (fits["status"] == CONVERGED).to_numpy()[ids]
-        out["p_adjusted"] = np.nan
-        for _, rows in out.groupby("term", sort=False).indices.items():
+        usable = (table["status"] == CONVERGED).to_numpy()[ids]
+        p_value, p_adjusted = out["p_value"].to_numpy(float), np.full(len(out), np.nan)
+        for rows in out.groupby("term", sort=False).indices.values():
             mine = rows[usable[rows]]
-            out.iloc[mine, out.columns.get_loc("p_adjusted")] = adjusted(out["p_value"].to_numpy()[mine], self._adjust)
+            p_adjusted[mine] = adjusted(p_value[mine], self._adjust)
+        out["p_adjusted"] = p_adjusted
         if not linear:
             out = out.drop(columns="df")
-        rest = fits.iloc[ids].reset_index()
+        rest = table.iloc[ids].reset_index()
         out.insert(0, "dataset", rest.pop("dataset"))
         return pd.concat([out, rest], axis=1)
 
@@ -513,7 +514,7 @@ class ManyFits:
                     start |= {"beta": piece.fits.beta[at[0]], "phi": piece.fits.phi[at[0]]}
         if model.linear:
             return lmer(formula, data, model.REML, start=start, control=model.control, **arguments)
-        settings = {"nAGQ": model.nAGQ, "hessian": model.hessian, "control": model.control}
+        settings: dict[str, Any] = {"nAGQ": model.nAGQ, "hessian": model.hessian, "control": model.control}
         return glmer(formula, data, model.family, start=start, **settings, **arguments)
 
     def summary(self) -> pd.DataFrame:

@@ -152,7 +152,6 @@ class Split:
     names: list[Any]  # of the datasets
     groups: list[Group] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    nobs: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
 
 
 class Splitter:
@@ -164,8 +163,6 @@ class Splitter:
             raise DataError(f"no column {by!r} in the data to split by; its columns are: {', '.join(map(str, data))}")
         self.formula, self.family = formula, family
         codes, names = pd.factorize(data[by], use_na_sentinel=True)
-        if isinstance(data[by].dtype, pd.CategoricalDtype):
-            names = names.categories[names.codes] if hasattr(names, "codes") else names
         if (codes < 0).any():
             raise DataError(f"column {by!r} has missing values; name every row's dataset or drop those rows")
         order = np.argsort(codes, kind="stable")
@@ -173,7 +170,7 @@ class Splitter:
             data, codes = data.iloc[order], codes[order]
         self.data, self.codes, self.names = data, codes, list(names)
         self.ends = np.searchsorted(codes, np.arange(len(self.names) + 1))
-        self.arguments = {k: v if order_free(v) else np.asarray(v)[order] for k, v in arguments.items()}
+        self.arguments: dict[str, Any] = {k: v if order_free(v) else np.asarray(v)[order] for k, v in arguments.items()}
 
     def part(self, i: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Rows and arguments of one dataset."""
@@ -183,19 +180,19 @@ class Splitter:
     def frame(self, i: int) -> ModelData:
         """Model frame of one dataset, checked."""
         data, own = self.part(i)
-        made = build(self.formula, data, **own)
+        made: ModelData = build(self.formula, data, **own)
         check(made, self.family)
         return made
 
     def split(self, progress: Any) -> Split:
         """All datasets."""
-        out = Split(self.names, nobs=np.zeros(len(self.names), int))
-        whole, alone = self._whole(), np.arange(len(self.names))
+        out = Split(self.names)
+        rows = self._finite()
+        whole, alone = self._whole(rows), np.arange(len(self.names))
         if whole is not None:
-            group, alone = self._fast(whole)
+            group, alone = self._fast(whole, np.flatnonzero(rows)[whole.keep])
             if group.ids.size:
                 out.groups.append(group)
-                out.nobs[group.ids] = group.rows
         frames: dict[Any, list[tuple[int, ModelData]]] = {}
         first: Exception | None = None
         for i in progress(alone.tolist(), "model frames"):
@@ -205,7 +202,6 @@ class Splitter:
                 out.errors[i] = str(error)
                 first = first or error
                 continue
-            out.nobs[i] = made.nobs
             key = (made.x_names, tuple((t.group, t.names) for t in made.terms))
             frames.setdefault(key, []).append((i, made))
         if first is not None and len(out.errors) == len(self.names):
@@ -214,8 +210,16 @@ class Splitter:
             out.groups.append(make_group([m for _, m in members], [i for i, _ in members]))
         return out
 
-    def _whole(self) -> ModelData | None:
-        """The frame of all rows, unless a dataset's own frame could differ from its part of it."""
+    def _finite(self) -> np.ndarray:
+        """Rows of datasets without infinite values: one of those would spoil the frame of all."""
+        bad = np.zeros(len(self.names), bool)
+        for name in parse(self.formula).names:
+            if name in self.data and self.data[name].dtype.kind == "f":
+                bad[self.codes[np.isinf(self.data[name].to_numpy())]] = True
+        return np.asarray(~bad[self.codes])
+
+    def _whole(self, rows: np.ndarray) -> ModelData | None:
+        """The frame of these rows, unless a dataset's own frame could differ from its part of it."""
         parsed = parse(self.formula)
         if parsed.has_dot:
             parsed = parsed.resolve(Table(self.data).columns)
@@ -224,19 +228,23 @@ class Splitter:
             nodes.extend(bar.terms.variables)
         if parsed.response is not None:
             nodes.append(parsed.response)
-        if self.arguments.get("contrasts"):
+        if self.arguments.get("contrasts") or not rows.any():
             return None
         plain = [n for n in nodes if not (isinstance(n, Call) and base_name(n.func) == "cbind")]
         if not all(rowwise(n) for n in plain):
             return None
+        arguments: dict[str, Any] = {k: v if order_free(v) else v[rows] for k, v in self.arguments.items()}
         try:
-            return build(self.formula, self.data, **self.arguments)
+            return build(self.formula, self.data if rows.all() else self.data[rows], **arguments)
         except DataError:  # of one dataset, perhaps: each says so itself
             return None
 
-    def _fast(self, whole: ModelData) -> tuple[Group, np.ndarray]:
-        """Datasets whose part of the whole frame is their own frame, and the numbers of the others."""
-        codes = self.codes[whole.keep]
+    def _fast(self, whole: ModelData, kept: np.ndarray) -> tuple[Group, np.ndarray]:
+        """Datasets whose part of the whole frame is their own frame, and the numbers of the others.
+
+        kept: rows of the table that the frame has.
+        """
+        codes = self.codes[kept]
         B, n = len(self.names), codes.size
         rows = np.bincount(codes, minlength=B)
         ends = np.concatenate([[0], np.cumsum(rows)])
@@ -247,7 +255,7 @@ class Splitter:
             column = table.column(name)
             grouping = any(name in term.group.split(":") for term in whole.terms)
             if isinstance(column, Factor) and not grouping:
-                odd |= _lacks_a_level(column.codes[whole.keep], codes, B)
+                odd |= _lacks_a_level(column.codes[kept], codes, B)
         start = np.minimum(ends[:-1], n - 1)
         changes = np.concatenate([[False], (whole.y[1:] != whole.y[:-1])])
         changes[start] = False

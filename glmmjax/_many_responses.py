@@ -37,7 +37,7 @@ def as_responses(y: Any) -> Responses:
     if isinstance(y, pd.DataFrame):
         names: list[Any] = list(y)
         if len(y.columns) and all(isinstance(t, pd.SparseDtype) for t in y.dtypes):
-            y = y.sparse.to_coo()
+            y = y.sparse.to_coo()  # type: ignore[attr-defined]
         else:
             try:
                 y = y.to_numpy(float)
@@ -58,11 +58,39 @@ def as_responses(y: Any) -> Responses:
     return Responses(n, B, names or list(range(B)), y)
 
 
-class Shared:
-    """Responses of one design: every array but y (and given weights and offsets) is there once.
+class Layout:
+    """A model frame's design in the layout of a stack, shared by all responses.
 
-    The attributes of `Stack`.
+    Attributes:
+        template: design of one response. own: flags of the leaves that every response has of its own.
+        n: rows of the layout, empty ones included.
     """
+
+    def __init__(self, frame: ModelData, family: Family, weights: bool = False, offset: bool = False) -> None:
+        zero = replace(frame, y=np.zeros(frame.nobs))
+        stack = Stack(make_group([zero], [0]), [len(t.levels) for t in _blocks_of(frame)], family)
+        self.labels, self.n = stack.labels, stack.n
+        self._position = stack.position
+        self.y_empty, self.offset_empty = stack.y_empty, stack.offset_empty
+        squeezed = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, stack.template, stack.own)
+        flags = jax.tree.map(lambda _: False, squeezed)
+        self.own = replace(flags, y=True, weights=weights, offset=offset)
+        self.weights = np.asarray(squeezed.weights)[self._position]
+        self.template = replace(squeezed, y=self.filled(np.zeros((1, frame.nobs)), self.y_empty))
+
+    def filled(self, rows: np.ndarray, empty: float) -> np.ndarray:
+        """Values (b, n of the frame) in the layout, (b, n)."""
+        out = np.full((rows.shape[0], self.n), empty)
+        out[:, self._position] = rows
+        return out
+
+    def with_responses(self, y: np.ndarray) -> Design:
+        """Arrays of responses (b, n of the frame)."""
+        return replace(self.template, y=self.filled(y, self.y_empty))
+
+
+class Shared(Layout):
+    """Responses of one design; the attributes of `Stack`."""
 
     def __init__(
         self,
@@ -72,28 +100,12 @@ class Shared:
         family: Family,
         errors: dict[int, str],
     ) -> None:
+        missing = not hasattr(responses.columns, "tocsc") and bool(np.isnan(np.asarray(responses.columns, float)).any())
+        super().__init__(frame, family, "weights" in own or missing, "offset" in own)
         self._responses, self._family, self._errors = responses, family, errors
         self._keep = np.flatnonzero(frame.keep)
         self._given = {k: v[self._keep] for k, v in own.items()}
-        zero = replace(frame, y=np.zeros(frame.nobs))
-        stack = Stack(make_group([zero], [0]), [len(t.levels) for t in _blocks_of(frame)], family)
-        self.labels, self.n, self.products, self.levels = stack.labels, stack.n, stack.products, stack.levels
         self.ids = np.arange(responses.B)
-        self._position = stack.position
-        self.y_empty, self.offset_empty = stack.y_empty, stack.offset_empty
-        squeezed = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, stack.template, stack.own)
-        self._missing = not hasattr(responses.columns, "tocsc") and bool(
-            np.isnan(np.asarray(responses.columns, float)).any()
-        )
-        flags = jax.tree.map(lambda _: False, squeezed)
-        self.own = replace(flags, y=True, weights="weights" in own or self._missing, offset="offset" in own)
-        self._weights, self._offset = np.asarray(squeezed.weights), np.asarray(squeezed.offset)
-        self.template = replace(squeezed, y=self._filled(np.zeros((1, frame.nobs)), self.y_empty))
-
-    def _filled(self, rows: np.ndarray, empty: float) -> np.ndarray:
-        out = np.full((rows.shape[0], self.n), empty)
-        out[:, self._position] = rows
-        return out
 
     def block(self, members: np.ndarray) -> Design:
         """Arrays of some responses; those that cannot be fitted are noted, and replaced by zeros and ones."""
@@ -105,17 +117,17 @@ class Shared:
         if "weights" in self._given:
             weights = self._given["weights"].T[members]
         if absent or weights is not None:
-            known = np.broadcast_to(self._weights[self._position], y.shape) if weights is None else weights
+            known = np.broadcast_to(self.weights, y.shape) if weights is None else weights
             weights = np.where(missing, 0.0, known)
         self._check(y, missing, weights, members)
         if absent:
             y = np.where(missing, self.y_empty, y)
         if self.own.weights:
-            known = np.broadcast_to(self._weights[self._position], y.shape) if weights is None else weights
-            changes["weights"] = self._filled(known, 0.0)
+            known = np.broadcast_to(self.weights, y.shape) if weights is None else weights
+            changes["weights"] = self.filled(known, 0.0)
         if "offset" in self._given:
-            changes["offset"] = self._filled(self._given["offset"].T[members], self.offset_empty)
-        return replace(self.template, y=self._filled(y, self.y_empty), **changes)
+            changes["offset"] = self.filled(self._given["offset"].T[members], self.offset_empty)
+        return replace(self.template, y=self.filled(y, self.y_empty), **changes)
 
     def _check(self, y: np.ndarray, missing: np.ndarray, weights: np.ndarray | None, members: np.ndarray) -> None:
         """Note what is wrong with responses, which are then replaced by something harmless."""
@@ -123,7 +135,7 @@ class Shared:
         low = np.where(missing, np.inf, y).min(axis=1, initial=np.inf)
         high = np.where(missing, -np.inf, y).max(axis=1, initial=-np.inf)
         suspect = ~(low < high) | ~np.isfinite(low) | ~np.isfinite(high)
-        shared = self._weights[self._position]
+        shared = self.weights
         flat = None
         if not suspect.all():
             try:
@@ -131,8 +143,8 @@ class Shared:
                 flat = trials[~missing] if missing.any() else trials.reshape(-1)
                 ones = bool((flat == 1.0).all())
                 finite = np.isfinite(there).reshape(-1)
-                index = pd.RangeIndex(finite.sum())
-                self._family.check_response(there.reshape(-1)[finite], None if ones else flat[finite], "y", index)
+                positions = pd.Index(np.arange(finite.sum()))
+                self._family.check_response(there.reshape(-1)[finite], None if ones else flat[finite], "y", positions)
             except DataError:
                 suspect[:] = True
         rest = self.template.p + 1

@@ -85,9 +85,9 @@ Objective = Callable[[Array, Any], tuple[Array, Array, Any, Array, Guide | None]
 class Limits(NamedTuple):
     """Tolerance and limits, dynamic so that changing them compiles nothing."""
 
-    tol: Array | float
-    max_evaluations: Array | int
-    hessian: Array | bool
+    tol: Array | np.ndarray | float
+    max_evaluations: Array | np.ndarray | int
+    hessian: Array | np.ndarray | bool
 
 
 def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> State:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 # before NumPy is imported: small dense solves lose a factor of 100 to threads that wait for busy cores
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -35,6 +36,8 @@ def drop_compiled_programs() -> Iterator[None]:
     """Forget the programs of a test file: each holds memory maps, and a process may have only so many (65,530)."""
     yield
     jax.clear_caches()
+    if "glmmjax._engine" in sys.modules:
+        sys.modules["glmmjax._engine"]._compiled.clear()
     gc.collect()
 
 
