@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import glmm_fits, inference, lmm_fits, lmm_scaling, memory, report
+from . import glmm_fits, inference, lmm_fits, lmm_scaling, many, memory, report
 from .measure import ROOT, Record, Settings, Suite, environment
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (glmm_fits.SUITE, lmm_fits.SUITE, lmm_scaling.SUITE, inference.SUITE, memory.SUITE)
+    suite.name: suite
+    for suite in (glmm_fits.SUITE, lmm_fits.SUITE, lmm_scaling.SUITE, inference.SUITE, many.SUITE, memory.SUITE)
 }
 
 
