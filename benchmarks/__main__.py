@@ -12,8 +12,7 @@ from . import glmm_fits, inference, lmm_fits, lmm_scaling, many, memory, report
 from .measure import ROOT, Record, Settings, Suite, environment
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite
-    for suite in (glmm_fits.SUITE, lmm_fits.SUITE, lmm_scaling.SUITE, inference.SUITE, many.SUITE, memory.SUITE)
+    module.SUITE.name: module.SUITE for module in (glmm_fits, lmm_fits, lmm_scaling, inference, many, memory)
 }
 
 

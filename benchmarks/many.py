@@ -1,4 +1,4 @@
-"""One model on many data sets: glmmjax's `fit_many` against loops over lme4's `refit` and glmm's `fit`, in the same run.
+"""One model on many data sets: `fit_many` against loops over lme4's `refit` and glmm's `fit`, in the same run.
 
 The peers fit a sample; their time is per fit. Objectives are summed over the sample, so that a fast wrong answer shows.
 """
@@ -289,10 +289,8 @@ def write(records: list[Record]) -> str:
                 "\n![time against B and n](many_scaling.png)\n"
             )
             continue
-        warm = min(
-            (r["times"]["call"]["median"] for r in own if r["system"] == "glmmjax" and r["status"] == "ok"),
-            default=None,
-        )
+        ours = [r for r in own if r["system"] == "glmmjax" and r["status"] == "ok"]
+        warm = min((r["times"]["call"]["median"] for r in ours), default=None)
         rows = []
         for r in own:
             ratio = ""
@@ -309,15 +307,7 @@ def write(records: list[Record]) -> str:
                     str(r.get("message") or ""),
                 ]
             )
-        header = [
-            "system",
-            "per fit, first call",
-            "per fit, warm",
-            "over ours",
-            "deviance above best, 40 fits",
-            "peak MB",
-            "",
-        ]
+        header = ["system", "per fit, first call", "warm", "over ours", "deviance above best, 40 fits", "peak MB", ""]
         parts.append(report.table(header, rows))
     return "\n".join(parts)
 
