@@ -46,8 +46,8 @@ def glmer(
     Args:
         formula: R's, with lme4's bars: ``"cbind(s, f) ~ x + (1 | g)"``, ``"y ~ x + (x | a) + (1 | b/c)"``.
         data: pandas DataFrame, anything with ``to_pandas()``, dict of arrays, or structured array.
-        family: as R writes it ("binomial", "binomial(probit)", "poisson(sqrt)", "negative.binomial(2)")
-            or an object from `glmmjax.families`.
+        family: as R writes it ("binomial", "binomial(probit)", "poisson(sqrt)", "negative.binomial(2)",
+            "nbinom2") or an object from `glmmjax.families`.
         nAGQ: 1 for the Laplace approximation; 0 finds beta inside PIRLS (faster, rougher); k from 2 to 100
             for adaptive Gauss-Hermite quadrature with k points per random effect, for models with one
             grouping factor and up to 4 random effects d per level, k^d at most 100,000.

@@ -81,7 +81,7 @@ def _distribution_variance(model: MixedModel, null: MixedModel | None) -> float:
         return 0.25
     elif isinstance(family, Poisson | NegativeBinomial) and link == "log":
         mean = _marginal_mean(model if null is None else null, refit=null is None)
-        extra = 1.0 / family.theta if isinstance(family, NegativeBinomial) else 0.0
+        extra = 1.0 / float(family.shape(model._estimates.phi)) if isinstance(family, NegativeBinomial) else 0.0
         return float(np.log1p(1.0 / mean + extra))
     raise NotSupportedError(
         f"family {family} has no distribution variance on the link scale here; ICC and R2 are for gaussian, "
@@ -140,7 +140,8 @@ def count_distribution(model: MixedModel) -> Any:
             )
         if isinstance(family, Poisson):
             return stats.poisson(mu)
-        return stats.nbinom(family.theta, family.theta / (family.theta + mu))
+        shape = float(family.shape(model._estimates.phi))
+        return stats.nbinom(shape, shape / (shape + mu))
     raise NotSupportedError(
         f"family {family.name} is known by its log density alone, without the distribution function that this needs"
     )

@@ -356,37 +356,49 @@ class Gaussian(Family):
 
 @dataclass(frozen=True)
 class NegativeBinomial(Family):
-    """NB2 counts, Var = mu + mu^2 / theta, with `theta` fixed (MASS::negative.binomial(theta)).
+    """NB2 counts, Var = mu + mu^2 / phi; glmmTMB's nbinom2, MASS's negative.binomial(theta) with theta = phi.
 
     Args:
-        theta: the shape, > 0.
+        theta: phi where it is known, > 0; None to estimate it.
         link: log (default), sqrt, identity or any `Link` into (0, inf).
     """
 
-    theta: float = 1.0
+    theta: float | None = None
     link: Link = links.log
     name: ClassVar[str] = "negative.binomial"
     links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
 
-    def __init__(self, theta: float, link: str | Link = "log") -> None:
-        if not theta > 0.0:
+    def __init__(self, theta: float | None = None, link: str | Link = "log") -> None:
+        if theta is not None and not theta > 0.0:
             raise ValueError(f"negative binomial theta must be > 0, got {theta!r}")
-        object.__setattr__(self, "theta", float(theta))
+        object.__setattr__(self, "theta", None if theta is None else float(theta))
         object.__setattr__(self, "link", _offered(link, self))
 
+    @property
+    def phi_names(self) -> tuple[str, ...]:
+        return ("phi",) if self.theta is None else ()
+
+    def shape(self, phi: Any) -> Any:
+        """phi, given or estimated."""
+        return phi[0] if self.theta is None else self.theta
+
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
-        log_mu = self.link.log_mu(eta)
-        # log(mu / (mu + theta)) and log(theta / (mu + theta)) through t = log mu - log theta
-        t = log_mu - jnp.log(self.theta)
-        return weights * (_product(y, t) - (y + self.theta) * links.softplus(t))
+        log_mu, shape = self.link.log_mu(eta), self.shape(phi)
+        # log(mu / (mu + phi)) and log(phi / (mu + phi)) through t = log mu - log phi
+        t = log_mu - jnp.log(shape)
+        value = _product(y, t) - (y + shape) * links.softplus(t)
+        if self.theta is None:
+            value = value + gammaln(y + shape) - gammaln(shape)
+        return weights * value
 
     def constant(self, y: Array, weights: Array) -> Array:
         theta = self.theta
-        return weights * (gammaln(y + theta) - gammaln(theta) - gammaln(y + 1.0))
+        counts = -gammaln(y + 1.0)
+        return weights * (counts if theta is None else counts + gammaln(y + theta) - gammaln(theta))
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
         mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
-        return weights * slope * slope / (mu + mu * mu / self.theta)
+        return weights * slope * slope / (mu + mu * mu / self.shape(phi))
 
     def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
         _check_counts(y, name, labels, "negative binomial")
@@ -396,21 +408,21 @@ class NegativeBinomial(Family):
         return y + jnp.where(y == 0.0, 1.0 / 6.0, 0.0)
 
     def variance(self, mu: Array, phi: Array) -> Array:
-        return mu + mu * mu / self.theta
+        return mu + mu * mu / self.shape(phi)
 
     def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
-        theta = self.theta
-        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y + theta) * jnp.log((y + theta) / (mu + theta)))
+        shape = self.shape(phi)
+        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y + shape) * jnp.log((y + shape) / (mu + shape)))
 
     def simulate(
         self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
     ) -> np.ndarray:
         self._unweighted(weights)
-        mu = self._mean_within(eta, 0.0, np.inf)
-        return rng.negative_binomial(self.theta, self.theta / (self.theta + mu))
+        mu, shape = self._mean_within(eta, 0.0, np.inf), float(self.shape(phi))
+        return rng.negative_binomial(shape, shape / (shape + mu))
 
     def __str__(self) -> str:
-        return f"negative.binomial({self.theta:g}) ({self.link.name})"
+        return f"{'nbinom2' if self.theta is None else f'negative.binomial({self.theta:g})'} ({self.link.name})"
 
 
 @dataclass(frozen=True)
@@ -504,7 +516,7 @@ _ALIASES = {"bernoulli": "binomial", "normal": "gaussian"}
 
 def get(family: str | Family, link: str | Link | None = None) -> Family:
     """Family object from R's spelling: ``"binomial"``, ``"binomial(probit)"``, ``"poisson(link = 'sqrt')"``,
-    ``"negative.binomial(2)"`` (theta fixed), or a `Family`.
+    ``"negative.binomial(2)"`` (theta fixed), ``"nbinom2"`` (phi estimated), or a `Family`.
 
     Raises:
         ValueError: unknown family or link; the message lists what there is.
@@ -533,15 +545,10 @@ def get(family: str | Family, link: str | Link | None = None) -> Family:
                 raise ValueError(f"family {family!r}: unknown argument {label.strip()!r}") from None
             link = value
     if key in ("negative.binomial", "negative_binomial", "nbinom2"):
-        if theta is None:
-            raise ValueError(
-                f"{family!r}: estimating theta is not available yet; give it, e.g. 'negative.binomial(2)' or "
-                "gj.families.NegativeBinomial(theta=2.0)"
-            )
         return NegativeBinomial(theta, link or "log")
     if key not in _NAMES or theta is not None:
         raise ValueError(
-            f"unknown family {family!r}; available: {', '.join(_NAMES)}, negative.binomial(theta), "
+            f"unknown family {family!r}; available: {', '.join(_NAMES)}, nbinom2, negative.binomial(theta), "
             "or gj.families.Custom(logpdf, link, aux)"
         )
     return _NAMES[key]() if link is None else _NAMES[key](link=link)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DenseLaplace, assert_close, fixed_params
+from helpers import DenseLaplace, assert_close, fixed_params, load_data, reference_model
 from scipy import special, stats
 
 import glmmjax as gj
@@ -227,6 +227,7 @@ def test_mustart_is_inside(name: str, link: str) -> None:
         ("negative.binomial(2)", "negative.binomial", "log"),
         ("MASS::negative.binomial(theta = 2)", "negative.binomial", "log"),
         ("nbinom2(2, link='sqrt')", "negative.binomial", "sqrt"),
+        ("nbinom2", "negative.binomial", "log"),
     ],
 )
 def test_spellings(text: str, family: str, link: str) -> None:
@@ -234,7 +235,7 @@ def test_spellings(text: str, family: str, link: str) -> None:
     assert (made.name, made.link.name) == (family, link)
     assert made.link is links.LINKS[link]
     if family == "negative.binomial":
-        assert made.theta == 2.0
+        assert made.theta == (2.0 if "2" in text.replace("nbinom2", "") else None)
     assert made == families.get(made) and hash(made) == hash(families.get(text))
 
 
@@ -247,7 +248,6 @@ def test_spellings(text: str, family: str, link: str) -> None:
         ("poisson(logit)", ["'logit'", "log, sqrt, identity"]),
         ("quasibinomial", ["quasi", "observation-level", "beta-binomial", "negative binomial"]),
         ("quasipoisson(log)", ["quasi", "observation-level", "beta-binomial", "negative binomial"]),
-        ("negative.binomial", ["theta", "negative.binomial(2)"]),
         ("binomial(size=3)", ["size"]),
         (3, ["family", "int"]),
     ],
@@ -259,6 +259,28 @@ def test_refusals(family: Any, words: list[str]) -> None:
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def test_estimated_negative_binomial() -> None:
+    """Against glmmTMB, polished to its optimum; its "sigma" of nbinom2 is our phi."""
+    reference = reference_model("arab_nb2_tmb")
+    results = reference["results"]
+    m = gj.glmer(reference["formula"], load_data("Arabidopsis"), family="nbinom2")
+    assert m.loglik == pytest.approx(results["logLik"], abs=1e-7)
+    np.testing.assert_allclose(m.fixef, results["fixef"]["cond"]["values"], rtol=1e-5, atol=1e-6)
+    assert m.phi["phi"] == pytest.approx(results["sigma"], rel=1e-5)
+    sds = {block.group: block.sd[0] for block in m.VarCorr()}
+    for block in results["VarCorr"]["cond"]:
+        assert sds[block["group"]] == pytest.approx(block["sd"][0], rel=1e-5)
+    vcov = np.array(results["vcov"]["cond"]["values"]).reshape(len(m.beta), -1)
+    np.testing.assert_allclose(m.bse, np.sqrt(np.diag(vcov)), rtol=1e-5)
+    assert m.df == results["df"]
+    # a known phi gives the same likelihood, and one parameter less
+    fixed = gj.laplace_deviance(m.theta, m.beta, m._design, NegativeBinomial(float(m.phi["phi"])))
+    assert float(fixed) == pytest.approx(m.objective, abs=1e-8)
+    assert "nbinom2" in str(m.family)
+    assert m.simulate(2, seed=1).shape == (m.nobs, 2)
+    assert np.isfinite(m.residuals("quantile")).all()
 
 
 def test_negative_shape_is_refused() -> None:
