@@ -25,11 +25,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import _optimise as opt
 from ._design import Design, Term
 from ._fit import Start
+from ._fit_glmm import Carry as Modes
 from ._fit_glmm import make_objective, starting_values, tighter
 from ._fit_lmm import TIGHTER, begin, in_units_of_X
 from ._fit_lmm import make_objective as make_linear_objective
 from ._objective import pieces
-from ._pirls import Parameters
+from ._pirls import Parameters, zero_u
 from ._pls import cross_products
 from ._precision import lane_options
 from .families import Family
@@ -75,17 +76,26 @@ class Kind(Protocol):
     def has_more(self) -> bool:
         """Whether `more` is wanted."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether `more` is the Hessian (P, P), which the search then leaves out."""
+
     def more(self, x: Array, data: Any) -> Array:
         """What is computed at the end of the whole fit, once, (c,)."""
 
 
 @dataclass(frozen=True)
 class Generalised:
-    """GLMMs; the tail is beta (p,) and, for nAGQ = 0, R_X'R_X (p, p), of Xs."""
+    """GLMMs; the tail is beta (p,) and, for nAGQ = 0, R_X'R_X (p, p), of Xs.
+
+    With `exact` the Hessian comes from automatic differentiation: a third program, which takes seconds to compile and
+    saves 2 P of a fit's evaluations.
+    """
 
     family: Family
     curvature: str
     nAGQ: int
+    exact: bool = False
 
     def begin(self, design: Design, theta: Array, phi: Array, fixed: Array) -> tuple[Any, Start]:
         return (), Start(*starting_values(theta, phi, fixed, design, self.family, self.nAGQ))
@@ -105,12 +115,17 @@ class Generalised:
         return jnp.concatenate([beta, pieces(params, state.carry.u, data, self.family, self.curvature)[1].reshape(-1)])
 
     def limits(self, limits: opt.Limits) -> opt.Limits:
-        return tighter(limits)
+        return tighter(limits)._replace(hessian=limits.hessian and not self.exact)
 
-    has_more = False
+    @property
+    def has_more(self) -> bool:
+        return self.exact
 
     def more(self, x: Array, data: Any) -> Array:
-        raise NotImplementedError
+        count = jnp.zeros((), jnp.int32)
+        at = Modes(zero_u(data, x.dtype), jnp.zeros(data.p, x.dtype), count)
+        objective = self.objective(data, jnp.zeros((), x.dtype))
+        return jax.jacfwd(lambda v: objective(v, at)[1])(x).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ class Linear:
     REML: bool
     terms: tuple[Term, ...]
     ddf: bool
+
+    exact = False
 
     def begin(self, design: Design, theta: Array, phi: Array, fixed: Array) -> tuple[Any, Start]:
         return cross_products(design), begin(theta, 1.0 - fixed.astype(theta.dtype), design)
@@ -408,6 +425,7 @@ class Engine:
                 `which` from x (b, P) with metrics inverse (b, P, P); returns the ends to report.
         """
         D, N = len(self.devices), self.size
+        wanted = bool(limits.hessian)
         limits = self.kind.limits(limits)
         tol, most = np.asarray(limits.tol, theta.dtype), np.array(limits.max_evaluations, np.int32)
         limits = opt.Limits(tol, most, np.array(limits.hessian))
@@ -422,6 +440,11 @@ class Engine:
             parts = self._data(some, _join(mine, shared, some.key), extra).split
             P = starts.x.shape[1]
 
+            def more(x: np.ndarray) -> np.ndarray:
+                """`Kind.more` of the first datasets, at x (b, P)."""
+                padded = np.concatenate([x, np.repeat(x[-1:], self.block - x.shape[0], axis=0)])
+                return np.asarray(programs.more(*parts, padded))[: x.shape[0]]
+
             def search(which: np.ndarray, starts: Start, limits: opt.Limits) -> Ends:
                 """By device: datasets N d, ..., N d + N - 1 are on device d."""
                 shares = [which[which // N == d] % N for d in range(D)]
@@ -431,7 +454,12 @@ class Engine:
                 counts = np.array([s.size for s in shares], np.int32)
                 rows = np.asarray(programs.search(*parts, starts, order.reshape(-1), counts, limits))
                 rows = rows.reshape(D, N, -1)
-                return _unpack(np.concatenate([rows[d, : counts[d]] for d in range(D)]), P)
+                ends = _unpack(np.concatenate([rows[d, : counts[d]] for d in range(D)]), P)
+                if not (self.kind.exact and wanted):
+                    return ends
+                x = np.repeat(ends.x[:1], count, axis=0)
+                x[which] = ends.x
+                return ends._replace(hessian=more(x)[which].reshape(-1, P, P))
 
             def again(which: np.ndarray, x: np.ndarray, inverse: np.ndarray, limit: int | None = None) -> Ends:
                 moved = Start(np.array(starts.x), np.array(starts.inverse), starts.carry, starts.constant)
@@ -444,10 +472,9 @@ class Engine:
 
             ends = search(np.arange(count), starts, limits)
             ends = ends if revise is None else revise(ends, again)
-            if programs.more is None:
+            if programs.more is None or self.kind.exact:
                 return ends
-            x = np.concatenate([ends.x, np.repeat(ends.x[-1:], self.block - count, axis=0)])
-            return ends._replace(more=np.asarray(programs.more(*parts, x))[:count])
+            return ends._replace(more=more(ends.x))
 
 
 def _shard_map(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:

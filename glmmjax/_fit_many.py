@@ -153,7 +153,7 @@ class _Model:
             return Linear(self.REML, terms, self.ddf is not None)
         if self.nAGQ > 1:
             check_nodes(self.nAGQ, [z.shape[-1] for z in stack.template.z])
-        return Generalised(self.family, self.hessian, self.nAGQ)
+        return Generalised(self.family, self.hessian, self.nAGQ, self.control.exact and self.nAGQ > 0)
 
     def signature(self, names: Sequence[Any]) -> str:
         """What results must agree in to be continued."""

@@ -274,11 +274,14 @@ class Splitter:
             odd |= m * len(term.names) >= rows
             odd |= ~np.stack([np.bincount(codes, c != 0.0, B) > 0 for c in term.z.T]).all(axis=0)
         odd |= self._deficient(whole.X, rows, ends)
-        try:
-            weights = whole.weights if whole.trials is None else whole.trials
-            self.family.check_response(whole.y, weights, whole.response_name, whole.row_index)
-        except DataError:  # which dataset's is found one by one
-            return make_group([whole], [0]), np.arange(B)
+        weights = whole.weights if whole.trials is None else whole.trials
+        for i in np.flatnonzero(~odd):
+            own = slice(ends[i], ends[i + 1])
+            try:
+                mine = None if weights is None else weights[own]
+                self.family.check_response(whole.y[own], mine, whole.response_name, whole.row_index[own])
+            except DataError:  # which it says itself
+                odd[i] = True
         group = make_group([whole], [0])
         group = replace(group, ids=np.arange(B), rows=rows, levels=np.stack(counts, axis=1), level=tuple(level))
         return _chosen(group, ~odd), np.flatnonzero(odd)
