@@ -23,6 +23,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import _optimise as opt
+from . import _programs as programs
 from ._design import Design, Term
 from ._fit import Start
 from ._fit_glmm import Carry as Modes
@@ -80,6 +81,10 @@ class Kind(Protocol):
     def exact(self) -> bool:
         """Whether `more` is the Hessian (P, P), which the search then leaves out."""
 
+    @property
+    def stored(self) -> str | None:
+        """A text that names the kind among all, by which its programs are kept; None for users' functions."""
+
     def more(self, x: Array, data: Any) -> Array:
         """What is computed at the end of the whole fit, once, (c,)."""
 
@@ -121,6 +126,11 @@ class Generalised:
     def has_more(self) -> bool:
         return self.exact
 
+    @property
+    def stored(self) -> str | None:
+        family = programs.family_key(self.family)
+        return None if family is None else f"Generalised {family} {self.curvature} {self.nAGQ} {self.exact}"
+
     def more(self, x: Array, data: Any) -> Array:
         count = jnp.zeros((), jnp.int32)
         at = Modes(zero_u(data, x.dtype), jnp.zeros(data.p, x.dtype), count)
@@ -161,6 +171,10 @@ class Linear:
     @property
     def has_more(self) -> bool:
         return self.ddf
+
+    @property
+    def stored(self) -> str | None:
+        return repr(self)
 
     def more(self, x: Array, data: Any) -> Array:
         from ._ddf import moving_covariance
@@ -359,15 +373,29 @@ class Engine:
         return jax.jit(mapped, in_shardings=shardings)
 
     def _programs(self, design: _Some, arguments: tuple[Any, ...], limits: opt.Limits) -> _Programs:
-        own, shared = design.split
         shapes = tuple(
             (np.shape(a), np.asarray(a).dtype.str if np.isscalar(a) else str(a.dtype)) for a in design.leaves
         )
         key = (self.kind, design.key, shapes, self.lanes, self.size, self.devices, str(arguments[0].dtype))
         with _lock:
             if key not in _compiled:
-                _compiled[key] = self._compile(design, own, shared, arguments, limits)
+                _compiled[key] = self._load_or_compile(key, design, arguments, limits)
             return _compiled[key]
+
+    def _load_or_compile(
+        self, key: tuple[Any, ...], design: _Some, arguments: tuple[Any, ...], limits: opt.Limits
+    ) -> _Programs:
+        stored = self.kind.stored
+        name = None if stored is None else programs.name_of((stored, str(design.key), key[2:5], key[6:]), self.devices)
+        if name is None or not programs.usable(self.devices):
+            return self._compile(design, *design.split, arguments, limits)
+        found = programs.load(name)
+        if found is None:
+            with programs.fresh():
+                made = self._compile(design, *design.split, arguments, limits)
+            programs.save(name, [program for program in made if program is not None])
+            return made
+        return _Programs(found[0], found[1], found[2] if len(found) > 2 else None)
 
     def _compile(
         self, design: _Some, own: list[Any], shared: list[Any], arguments: tuple[Any, ...], limits: opt.Limits
@@ -431,19 +459,19 @@ class Engine:
         limits = opt.Limits(tol, most, np.array(limits.hessian))
         some = _Some(design, own)
         arguments = (theta, phi, np.asarray(fixed))
-        programs = self._programs(some, arguments, limits)
+        compiled = self._programs(some, arguments, limits)
         mine, shared = some.split
         with jax.default_device(self.devices[0]):
             if self._mesh is None:
                 mine, shared = jax.device_put((mine, shared), self.devices[0])
-            extra, starts = programs.begin(mine, shared, *arguments)
+            extra, starts = compiled.begin(mine, shared, *arguments)
             parts = self._data(some, _join(mine, shared, some.key), extra).split
             P = starts.x.shape[1]
 
             def more(x: np.ndarray) -> np.ndarray:
                 """`Kind.more` of the first datasets, at x (b, P)."""
                 padded = np.concatenate([x, np.repeat(x[-1:], self.block - x.shape[0], axis=0)])
-                return np.asarray(programs.more(*parts, padded))[: x.shape[0]]
+                return np.asarray(compiled.more(*parts, padded))[: x.shape[0]]
 
             def search(which: np.ndarray, starts: Start, limits: opt.Limits) -> Ends:
                 """By device: datasets N d, ..., N d + N - 1 are on device d."""
@@ -452,7 +480,7 @@ class Engine:
                 for d, share in enumerate(shares):
                     order[d, : share.size] = share
                 counts = np.array([s.size for s in shares], np.int32)
-                rows = np.asarray(programs.search(*parts, starts, order.reshape(-1), counts, limits))
+                rows = np.asarray(compiled.search(*parts, starts, order.reshape(-1), counts, limits))
                 rows = rows.reshape(D, N, -1)
                 ends = _unpack(np.concatenate([rows[d, : counts[d]] for d in range(D)]), P)
                 if not (self.kind.exact and wanted):
@@ -472,7 +500,7 @@ class Engine:
 
             ends = search(np.arange(count), starts, limits)
             ends = ends if revise is None else revise(ends, again)
-            if programs.more is None or self.kind.exact:
+            if compiled.more is None or self.kind.exact:
                 return ends
             return ends._replace(more=more(ends.x))
 

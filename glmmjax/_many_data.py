@@ -276,10 +276,10 @@ class Splitter:
         odd |= self._deficient(whole.X, rows, ends)
         weights = whole.weights if whole.trials is None else whole.trials
         for i in np.flatnonzero(~odd):
-            own = slice(ends[i], ends[i + 1])
+            part = slice(ends[i], ends[i + 1])
             try:
-                mine = None if weights is None else weights[own]
-                self.family.check_response(whole.y[own], mine, whole.response_name, whole.row_index[own])
+                mine = None if weights is None else weights[part]
+                self.family.check_response(whole.y[part], mine, whole.response_name, whole.row_index[part])
             except DataError:  # which it says itself
                 odd[i] = True
         group = make_group([whole], [0])

@@ -11,7 +11,7 @@ import scipy.sparse
 import scipy.stats
 
 import glmmjax as gj
-from glmmjax import _engine, _fit_many
+from glmmjax import _engine, _fit_many, _programs
 from glmmjax.families import Custom, get
 
 FORMULA = "y ~ x + (1 | g)"
@@ -317,6 +317,35 @@ def test_results_file_is_continued(tmp_path, monkeypatch):
     path.write_text("not a table")
     with pytest.raises(gj.DataError, match="no Parquet file"):
         gj.fit_many(FORMULA, data, "poisson", by="id", results=path)
+
+
+def test_programs_are_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(_programs, "directory", lambda: tmp_path / "programs")
+    data = table("gaussian", 12, seed=21)
+
+    def fit() -> tuple[pd.DataFrame, int]:
+        _engine._compiled.clear()
+        before = _engine.compilations
+        many = gj.fit_many(FORMULA, data, by="id", ddf=None)
+        return many.coef, _engine.compilations - before
+
+    first, made = fit()
+    assert made == 2
+    (file,) = (tmp_path / "programs").iterdir()
+    again, made = fit()
+    assert made == 0
+    pd.testing.assert_frame_equal(again, first)
+    file.write_bytes(file.read_bytes()[:1000])  # cut short: compiled and written again
+    again, made = fit()
+    assert made == 2
+    pd.testing.assert_frame_equal(again, first)
+    assert _programs.load(file.name) is not None
+    assert _programs.family_key(get("binomial(probit)")) == "Binomial probit"
+    assert _programs.family_key(Custom(lambda y, eta, aux: -((y - eta) ** 2), "identity")) is None
+    monkeypatch.setattr(_programs, "directory", lambda: file / "below a file")
+    again, made = fit()
+    assert made == 2
+    pd.testing.assert_frame_equal(again, first)
 
 
 def test_adjusted_p_values():

@@ -1,0 +1,147 @@
+"""Compiled programs kept whole in the cache directory: a process that finds one neither traces nor compiles it.
+
+JAX's own cache keeps what XLA makes of a traced program, and to ask for it the program must be traced, which takes a
+second. A file here is found by everything that a program depends on: this package's source, JAX, the processor or
+accelerator, model, shapes and settings. A file that cannot be read is made again; a directory that cannot be written is
+passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from . import links
+from ._precision import cache_directory
+from .families import Custom, Family
+
+#: Files kept; the oldest go first. One has some 0.3 to 3 MB.
+MOST_FILES = 300
+
+
+def directory() -> Path | None:
+    """Where programs are kept; None where the user keeps JAX's programs elsewhere, or none."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) not in (None, _own()):
+        return None
+    base = cache_directory()
+    return None if base is None else base / "programs"
+
+
+def usable(devices: Sequence[Any]) -> bool:
+    """Whether programs for these devices can be kept: processors of one process."""
+    return devices[0].platform == "cpu" and jax.process_count() == 1 and directory() is not None
+
+
+def _own() -> str | None:
+    base = cache_directory()
+    return None if base is None else str(base)
+
+
+def family_key(family: Family) -> str | None:
+    """A text that names a family of this package and its settings; None for one with a user's functions."""
+    built_in = type(family).__module__ == Family.__module__ and not isinstance(family, Custom)
+    if not built_in or family.link is not links.LINKS.get(family.link.name):
+        return None
+    rest = [repr(getattr(family, f.name)) for f in fields(family) if f.name != "link"]
+    return " ".join([type(family).__name__, family.link.name, *rest])
+
+
+@cache
+def _surroundings() -> str:
+    """Source of this package, JAX, and the machine that code was made for."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for part in (jax.__version__, jaxlib.__version__, platform.machine(), platform.python_version(), _processor()):
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(line for line in lines if line.startswith(("flags", "Features", "model name")))[:20_000]
+    except OSError:
+        return platform.processor()
+
+
+def name_of(parts: Sequence[Any], devices: Sequence[Any]) -> str:
+    """File name of a program that is determined by `parts`, texts or things whose repr says all."""
+    digest = hashlib.sha256(_surroundings().encode())
+    kinds = [(d.platform, d.device_kind, d.id) for d in devices]
+    for part in (*parts, kinds, os.environ.get("XLA_FLAGS", "")):
+        digest.update(repr(part).encode())
+    return digest.hexdigest()[:40]
+
+
+@contextlib.contextmanager
+def fresh() -> Iterator[None]:
+    """Compile without JAX's cache: what comes out of it cannot be written again (XLA leaves its functions out)."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = getattr(jax.config, "jax_enable_compilation_cache", True)
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+@cache
+def _prepare() -> None:
+    """Let JAX find LAPACK, which it does when a program that calls it is traced, and not when one is read."""
+    jax.jit(jnp.linalg.cholesky).lower(np.ones((1, 1), np.float32))
+
+
+def load(name: str) -> list[Any] | None:
+    """Compiled programs, or None if there is no such file that can be used."""
+    folder = directory()
+    if folder is None:
+        return None
+    path = folder / name
+    try:
+        from jax.experimental.serialize_executable import deserialize_and_load
+
+        parts = pickle.loads(path.read_bytes())
+        _prepare()
+        made = [deserialize_and_load(*part) for part in parts]
+    except Exception:  # not there, cut short, of another version: whatever it is, compiling mends it
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return made
+
+
+def save(name: str, programs: Sequence[Any]) -> None:
+    """Keep compiled programs, if the directory can be written and the platform can."""
+    folder = directory()
+    if folder is None:
+        return
+    try:
+        from jax.experimental.serialize_executable import serialize
+
+        content = pickle.dumps([serialize(program) for program in programs])
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all
+            file.write(content)
+        os.replace(file.name, folder / name)
+        for old in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime)[:-MOST_FILES]:
+            old.unlink(missing_ok=True)
+    except Exception:  # read-only, full, or executables that cannot be written: the next process compiles
+        return
