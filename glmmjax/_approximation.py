@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from ._design import Design, linear_predictor
+from ._design import Design
 from ._fit import safe_inverse
 from ._fit_glmm import Carry, GeneralisedProblem
-from ._linalg import segment_sum, weighted_products
-from ._objective import working_weights
-from ._pirls import Parameters, unspool
+from ._linalg import segment_sum
+from ._objective import products_at
+from ._pirls import Parameters
 from ._precision import persistent_cache, x64
 from ._pyplot import pyplot
 from ._quadrature import (
@@ -59,11 +59,8 @@ SUMMARY_EFFORT = 2e7
 # -------------------- per level
 def _local(params: Parameters, u: Array, design: Design, family: Family, hessian: str) -> Local:
     """`Local` at given modes u (m, d)."""
-    w, T = working_weights(params, (u,), design, family, hessian)
-    eta = linear_predictor(unspool((u,), T), params.beta, design)
-    kernel = family.kernel(jnp.asarray(design.y), eta, jnp.asarray(design.weights), params.phi)
-    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
-    return local(u, T[0], eta, kernel, blocks.diagonal[0])
+    blocks, T = products_at(params, (u,), design, family, hessian)
+    return local(u, T[0], blocks.diagonal[0], params, design, family)
 
 
 @partial(jax.jit, static_argnames=("family", "hessian"))

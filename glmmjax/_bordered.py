@@ -17,6 +17,7 @@ from jax import Array
 from ._linalg import (
     Blocks,
     Factor,
+    add_at,
     dense_inverse,
     eliminate,
     in_matrix,
@@ -101,11 +102,6 @@ def selected_inverse(factor: Factor, H: Blocks, plan: Plan) -> Blocks:
             block = add_at(block, c.a, update) if c.row_pair is not None else block + update
         diagonal[e] = 0.5 * (block + block.swapaxes(-1, -2))
     return Blocks(tuple(diagonal), tuple(pairs))
-
-
-def add_at(to: Array, index: Any, values: Array) -> Array:
-    """Scatter-add at indices known to be in range."""
-    return to.at[index].add(values, mode="promise_in_bounds")
 
 
 def _windows(flat: Array, corner: Any, i: int, j: int, size: int) -> Array:

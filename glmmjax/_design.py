@@ -19,6 +19,7 @@ from jax import Array
 from ._covariance import Structure, Unstructured
 from ._errors import DataError
 from ._linalg import take
+from ._memory import copied, zeros
 from ._symbolic import Plan, make_plan, order_blocks
 
 Leaf = Any  # NumPy on the host, jax.Array once traced
@@ -57,6 +58,7 @@ class Design:
         plan: elimination index arrays.
         terms: the random-effects terms in lme4's order (static).
         n_levels: levels per block (static).
+        axis: mesh axis over whose devices the rows are divided, where these are one device's (static).
     """
 
     y: Leaf
@@ -68,6 +70,7 @@ class Design:
     plan: Plan
     terms: tuple[Term, ...] = field(metadata={"static": True})
     n_levels: tuple[int, ...] = field(metadata={"static": True})
+    axis: str | None = field(default=None, metadata={"static": True})
 
     @property
     def n(self) -> int:
@@ -132,6 +135,11 @@ def u_to_blocks(u: Array, design: Design) -> tuple[Array, ...]:
 def u_from_blocks(blocks: Sequence[Any], design: Design) -> Array:
     """Inverse of `u_to_blocks`."""
     return jnp.concatenate([blocks[t.block][:, t.columns].reshape(-1) for t in design.terms])
+
+
+def over_devices(values: Any, design: Design) -> Any:
+    """Sums over the devices that the rows are divided over."""
+    return values if design.axis is None else jax.lax.psum(values, design.axis)
 
 
 def fixed_part(beta: Array, design: Design) -> Array:
@@ -245,12 +253,11 @@ def design_arrays(
         for name, g in zip(names, factor_of, strict=True):
             labels[g] = name
     plan = make_plan(block_level, block_count, widths, [labels[g] for g in order])
-    ones = np.ones(n)
     return Design(
         y,
         X,
-        columns.get("weights", ones),
-        columns.get("offset", np.zeros(n)),
+        columns.get("weights") if weights is not None else copied(np.broadcast_to(1.0, n)),
+        columns.get("offset") if offset is not None else zeros(n),
         tuple(block_z),
         tuple(block_level),
         plan,

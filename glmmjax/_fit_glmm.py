@@ -16,23 +16,26 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
-from ._design import Design, factors, linear_predictor
+from ._design import Design, factors, fixed_part, linear_predictor, over_devices
 from ._fit import PATH_LENGTH, Problem, Scaling, Start
-from ._linalg import factorise, sandwich, solve, spd_inverse, weighted_products
+from ._linalg import factorise, sandwich, spd_inverse
+from ._memory import blocks, empty, triangle
 from ._objective import log_density_constant
 from ._pirls import (
     CONVERGED,
     Blocked,
     Parameters,
-    border,
+    Sums,
     find_mode,
-    fixed_information,
+    reduce_fixed,
+    row_sums,
     safe_weights,
     score_u,
     unspool,
     zero_u,
 )
 from ._quadrature import marginal
+from ._rows import sum_over_rows
 from .families import Family
 
 
@@ -40,12 +43,11 @@ def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
     """The design in internal units."""
     X = np.asarray(design.X)
     n, p = X.shape
+    A, Xs = np.zeros((p, p)), empty((n, p))
     if p:
-        R = np.linalg.qr(X, mode="r")
-        A = R / np.sqrt(n)
-        Xs = np.ascontiguousarray(np.linalg.solve(A.T, X.T).T)
-    else:
-        A, Xs = np.zeros((0, 0)), X
+        A = triangle(n, lambda rows: X[rows]) / np.sqrt(n)
+        for rows in blocks(n):
+            Xs[rows] = np.linalg.solve(A.T, X[rows].T).T
     scaled, c = scale_z(design)
     return replace(scaled, X=Xs), Scaling(A, c, n_phi)
 
@@ -54,9 +56,10 @@ def scale_z(design: Design) -> tuple[Design, np.ndarray]:
     """The design with columns of z of unit root mean square, and the factors c that theta is multiplied by."""
     zs, scales = [], []
     for z in design.z:
-        rms = np.sqrt(np.mean(np.square(z), axis=0))
+        z = np.asarray(z)
+        rms = np.sqrt(sum(np.square(z[rows]).sum(axis=0) for rows in blocks(z.shape[0])) / z.shape[0])
         rms = np.where(rms > 0.0, rms, 1.0)
-        zs.append(np.asarray(z) if np.all(rms == 1.0) else z / rms)
+        zs.append(z if np.all(rms == 1.0) else np.divide(z, rms, out=empty(z.shape)))
         scales.append(rms)
     c = np.concatenate([t.structure.scale(scales[t.block][t.columns]) for t in design.terms])
     return replace(design, z=tuple(zs)), c
@@ -88,40 +91,58 @@ def starting_values(
     better; then, unless theta is `fixed`, one EM step for each term's covariance, kept off the boundary. The metric
     has beta's information in that fit, and for theta a rule of thumb from numbers of levels.
     """
-    u0 = zero_u(design, theta.dtype)
-    y, weights, X = jnp.asarray(design.y), jnp.asarray(design.weights), jnp.asarray(design.X)
-    offset = jnp.asarray(design.offset)
-    mustart = family.mustart(y, weights)
-    level = (weights * mustart).sum() / weights.sum()
 
-    def candidate(mean: Array) -> Array:
-        target = family.link.eta_of(mean) - offset
-        return X.T @ jnp.where(jnp.isfinite(target), target, 0.0) / design.n
+    def means(rows: Design) -> tuple[Array, Array]:
+        y, weights = jnp.asarray(rows.y), jnp.asarray(rows.weights)
+        return (weights * family.mustart(y, weights)).sum(), weights.sum()
 
-    def value(beta: Array) -> Array:
-        kernel = family.kernel(y, offset + X @ beta, weights, phi).sum()
-        return jnp.where(jnp.isfinite(kernel), kernel, -jnp.inf)
+    def regressions(rows: Design, level: Array) -> tuple[Array, Array, Array]:
+        y, weights, X = jnp.asarray(rows.y), jnp.asarray(rows.weights), jnp.asarray(rows.X)
+        mustart = family.mustart(y, weights)
 
-    rows, constant = candidate(mustart), candidate(jnp.full_like(mustart, level))
-    beta0 = jnp.where(value(rows) >= value(constant), rows, constant)
+        def onto_X(mean: Array) -> Array:
+            target = family.link.eta_of(mean) - jnp.asarray(rows.offset)
+            return X.T @ jnp.where(jnp.isfinite(target) & (weights > 0.0), target, 0.0)
+
+        return onto_X(mustart), onto_X(jnp.full_like(mustart, level)), (weights > 0.0).sum()
+
+    def kernels_of(rows: Design, candidates: tuple[Array, Array]) -> tuple[Array, ...]:
+        y, weights = jnp.asarray(rows.y), jnp.asarray(rows.weights)
+        return tuple(family.kernel(y, fixed_part(beta, rows), weights, phi).sum() for beta in candidates)
+
+    def total(part: Any, *args: Any) -> Any:
+        return over_devices(sum_over_rows(part, design, *args), design)
+
+    mean, weight = total(means)
+    own, constant, n = total(regressions, mean / weight)
+    own, constant = own / n, constant / n
+    kernels = total(kernels_of, (own, constant))
+    first, second = (jnp.where(jnp.isfinite(k), k, -jnp.inf) for k in kernels)
+    beta0 = jnp.where(first >= second, own, constant)
     params = Parameters(theta, beta0, phi)
-    mode = find_mode(params, design, family, u0, joint=True, tolerance=1e-6)
+    mode = find_mode(params, design, family, zero_u(design, theta.dtype), joint=True, tolerance=1e-6)
     good = mode.status == CONVERGED
     T = factors(theta, design)
     b = unspool(mode.u, T)
-    eta = linear_predictor(b, mode.beta, design)
-    _, score, w = family.derivatives(y, eta, weights, phi)
-    w = w if family.canonical else safe_weights(eta, w, params, design, family)
-    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+
+    def sums_of(rows: Design, b: Blocked, beta: Array) -> Sums:
+        eta = linear_predictor(b, beta, rows)
+        _, score, w = family.derivatives(jnp.asarray(rows.y), eta, jnp.asarray(rows.weights), phi)
+        w = w if family.canonical else safe_weights(eta, w, params, rows, family)
+        return row_sums(score, w, rows, nAGQ > 0 and design.p > 0)
+
+    sums = sum_over_rows(sums_of, design, b, mode.beta)
+    devices = over_devices(1, design)
     x, curvatures = [], []
     for term in design.terms:
         columns, start = term.columns, theta[term.theta]
-        t, m = T[term.block][columns, columns], design.n_levels[term.block]
+        t, m = T[term.block][columns, columns], devices * design.n_levels[term.block]
         eye = jnp.eye(t.shape[0], dtype=t.dtype)
-        D = spd_inverse(sandwich(t, blocks.diagonal[term.block][:, columns, columns], t) + eye)[0].mean(0)
-        reliability = 1.0 - jnp.diagonal(D)  # of the conditional modes
+        D, _ = spd_inverse(sandwich(t, sums.blocks.diagonal[term.block][:, columns, columns], t) + eye)
         effects = b[term.block][:, columns]
-        cov = effects.T @ effects / m + t @ D @ t.T
+        D, products = over_devices((D.mean(0) / devices, effects.T @ effects), design)
+        reliability = 1.0 - jnp.diagonal(D)  # of the conditional modes
+        cov = products / m + t @ D @ t.T
         size = jnp.trace(cov) / t.shape[0]
         near = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * eye)
         at = jnp.where(~fixed & good & jnp.isfinite(near).all(), near, start)
@@ -132,16 +153,13 @@ def starting_values(
     parts = [jnp.diag(1.0 / jnp.concatenate(curvatures))]
     if nAGQ:
         x.append(mode.beta)
-        if design.p:
-            factor = factorise(blocks, T, design.plan)
-            B = border(w, T, design)
-            g = score_u(score, mode.u, T, design)
-            rhs = tuple(jnp.concatenate([r[..., None], c], axis=2) for r, c in zip(g, B, strict=True))
-            information, _ = fixed_information(w, score, B, g, solve(factor, rhs, design.plan), design)
+        if sums.fixed is not None:
+            factor = factorise(sums.blocks, T, design.plan)
+            information, _, _ = reduce_fixed(sums.fixed, score_u(sums.score, mode.u, T), factor, T, design)
             values, vectors = jnp.linalg.eigh(2.0 * jnp.where(jnp.isfinite(information), information, 0.0))
             parts.append((vectors / jnp.maximum(values, jnp.maximum(1e-8 * values[-1], 1e-8))) @ vectors.T)
     x.append(jnp.log(phi))
-    parts.append(jnp.eye(phi.shape[0], dtype=theta.dtype) / design.n)
+    parts.append(jnp.eye(phi.shape[0], dtype=theta.dtype) / n)
     u = jax.tree.map(lambda a: jnp.where(good, a, 0.0), mode.u)
     carry = Carry(u, mode.beta, jnp.zeros((), jnp.int32))
     inverse = jax.scipy.linalg.block_diag(*[part for part in parts if part.shape[0]])
@@ -165,6 +183,10 @@ def make_objective(design: Design, family: Family, hessian: str, nAGQ: int, cons
 
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, None]:
         (f, (carry, inner)), g = gradient(x, carry, design, family, hessian, nAGQ)
+        if design.axis is not None:
+            f, g = over_devices((f, g), design)
+            status, inner = jax.lax.pmax((carry.status, inner), design.axis)
+            carry = carry._replace(status=status)
         return f + constant, g, carry, inner, None
 
     return objective
@@ -186,30 +208,6 @@ def run(
     """The whole fit as one program (BFGS, then the Hessian)."""
     objective = make_objective(design, family, hessian, nAGQ, constant)
     return opt.pack(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)))
-
-
-@partial(jax.jit, static_argnames=("family", "hessian", "nAGQ", "path_length"))
-def run_many(
-    responses: Array,
-    theta: Array,
-    phi: Array,
-    fixed: Array,
-    limits: opt.Limits,
-    design: Design,
-    family: Family,
-    hessian: str,
-    nAGQ: int,
-    path_length: int,
-) -> Array:
-    """Starting values and whole fits of several responses (L, n), one lane each."""
-
-    def one(y: Array) -> Array:
-        own = replace(design, y=y)
-        x, inverse, carry, constant = starting_values(theta, phi, fixed, own, family, nAGQ)
-        objective = make_objective(own, family, hessian, nAGQ, constant)
-        return opt.pack(opt.found(opt.minimise(objective, x, inverse, carry, limits, path_length)))
-
-    return jax.vmap(one)(responses)
 
 
 @partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
@@ -260,10 +258,13 @@ class GeneralisedProblem(Problem):
         theta0 = self.original.theta_start if theta is None else self.scaling.c * theta
         return theta0, phi, np.asarray(theta is not None)
 
+    def _begin(self, start: dict[str, np.ndarray]) -> Start:
+        # on the device: nothing waits for it
+        return Start(*starting_values(*self._start_from(start), self.design, self.family, self.nAGQ))
+
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design, beta = self.original, start.get("beta")
-        # on the device: nothing waits for it
-        begin = Start(*starting_values(*self._start_from(start), self.design, self.family, self.nAGQ))
+        begin = self._begin(start)
         if beta is None:
             return begin
         own = self.scaling.A @ beta
@@ -275,9 +276,6 @@ class GeneralisedProblem(Problem):
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         limits, x = tighter(limits), begin.x
         return run(x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)
-
-    def minimise_many(self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits) -> Array:
-        return run_many(responses, *self._start_from(start), tighter(limits), self.design, *self._static, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, tighter(limits), begin.constant, self.design, *self._static)

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
-from ._bordered import Columns, add_at, quadratic, selected_inverse
+from ._bordered import Columns, quadratic, selected_inverse
 from ._design import Design, Term, factors_of
 from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal
 from ._fit_glmm import scale_z
@@ -28,8 +28,8 @@ from ._linalg import (
     Factor,
     eliminate,
     one_inverse,
-    outer_sum,
     penalised,
+    products_times,
     sandwich,
     small_matmul,
     solve,
@@ -53,7 +53,7 @@ from .families import Gaussian
 #: Starting diagonals below this (relative to sigma) are raised to it: at 0 the criterion is stationary.
 LEAST_START = 1e-2
 #: Part of the tolerance used: Newton's last step is cheap here, and standard errors are wanted to 1e-6.
-TIGHTER = 0.1
+TIGHTER = 1e-3
 
 
 class Carry(NamedTuple):
@@ -125,17 +125,6 @@ def _cotangents(S: Blocks, X: Columns, weight: Array, plan: Plan) -> tuple[Block
     return Blocks(tuple(diagonal), tuple(pairs)), tuple(-2.0 * wx for wx in moved)
 
 
-def _times(blocks: Blocks, v: list[Array], plan: Plan) -> list[Array]:
-    """Z'WZ v; v holds per block (m, k, c)."""
-    out = [small_matmul(A, x) for A, x in zip(blocks.diagonal, v, strict=True)]
-    for c, A in zip(plan.couplings, blocks.pairs, strict=True):
-        b = small_matmul(A, take(v[c.second], c.b))
-        a = outer_sum(A, v[c.first] if c.row_pair is None else take(v[c.first], c.a))
-        out[c.first] = out[c.first] + b if c.row_pair is None else add_at(out[c.first], c.a, b)
-        out[c.second] = add_at(out[c.second], c.b, a)
-    return out
-
-
 def average_information(
     at: Profile,
     factor: Factor,
@@ -153,7 +142,7 @@ def average_information(
     """
     p = at.beta.shape[0]
     b = [small_matmul(u[:, None, :], t.T[None]).swapaxes(-1, -2) for u, t in zip(at.u, T, strict=True)]
-    taken = _times(cross.blocks, b, plan)
+    taken = products_times(cross.blocks, b, plan)
     # c = Z'P y; V_j P y = Z g_j
     c = [B[..., p] - B[..., :p] @ at.beta - x[..., 0] for B, x in zip(cross.border, taken, strict=True)]
     # broadcast sums instead of matrix products: small, and fused by XLA
@@ -161,7 +150,7 @@ def average_information(
     for d, u, t, x in zip(dT, at.u, T, c, strict=True):
         dx = (d[None] * x[:, :, None, None]).sum(1)  # dT_j' c, (m, k, P)
         g.append((d[None] * u[:, None, :, None]).sum(2) + small_matmul(t[None], dx))
-    Ag = _times(cross.blocks, g, plan)
+    Ag = products_times(cross.blocks, g, plan)
     s = solve(factor, tuple(small_matmul(t.T[None], x) for t, x in zip(T, Ag, strict=True)), plan)
     rest = [x - small_matmul(t[None], y) for x, t, y in zip(g, T, s, strict=True)]
     q = quadratic(tuple(Ag), tuple(rest))
@@ -248,6 +237,24 @@ def make_objective(
     return objective
 
 
+@partial(jax.jit, static_argnames=("terms", "metric", "path_length"))
+def search(
+    x0: Array,
+    inverse0: Array,
+    carry0: Carry,
+    limits: opt.Limits,
+    cross: CrossProducts,
+    reml: Array,
+    plan: Plan,
+    terms: tuple[Term, ...],
+    metric: str,
+    path_length: int,
+) -> Array:
+    """A fit from cross-products."""
+    objective = make_objective(cross, reml, plan, terms, metric)
+    return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
+
+
 @partial(jax.jit, static_argnames=("metric", "path_length"))
 def _run(
     x0: Array,
@@ -261,28 +268,7 @@ def _run(
 ) -> Array:
     """The whole fit as one program: cross-products, then the search, which no longer sees the rows."""
     cross = cross_products(design)
-    objective = make_objective(cross, reml, design.plan, design.terms, metric)
-    return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
-
-
-@partial(jax.jit, static_argnames=("path_length",))
-def _run_many(
-    responses: Array,
-    x0: Array,
-    inverse0: Array,
-    carry0: Carry,
-    limits: opt.Limits,
-    design: Design,
-    reml: Array,
-    path_length: int,
-) -> Array:
-    """`_run` for several responses (L, n), one lane each."""
-
-    def one(y: Array) -> Array:
-        own = replace(design, y=y)
-        return _run(x0, inverse0, carry0, limits, own, reml, "own", path_length)
-
-    return jax.vmap(one)(responses)
+    return search(x0, inverse0, carry0, limits, cross, reml, design.plan, design.terms, metric, path_length)
 
 
 @partial(jax.jit, static_argnames=("terms", "metric"))
@@ -340,8 +326,12 @@ class LinearProblem(Problem):
     def cross(self) -> CrossProducts:
         """Cross-products in internal units, on the device."""
         if self._cross is None:
-            self._cross = _cross(self._scaled)
+            self._cross = self._make_cross()
         return self._cross
+
+    def _make_cross(self) -> CrossProducts:
+        made: CrossProducts = _cross(self._scaled)
+        return made
 
     def with_response(self, y: np.ndarray) -> LinearProblem:
         other = copy(self)
@@ -392,11 +382,6 @@ class LinearProblem(Problem):
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
         limits = self._limits(limits, metric)
         return _run(begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml, metric, PATH_LENGTH)
-
-    def minimise_many(self, responses: np.ndarray, start: dict[str, np.ndarray], limits: opt.Limits) -> Array:
-        begin, limits = self.start(start), self._limits(limits, "own")
-        x, inverse, carry = begin.x, begin.inverse, begin.carry
-        return _run_many(responses, x, inverse, carry, limits, self._scaled, self._reml, PATH_LENGTH)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

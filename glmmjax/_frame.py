@@ -36,6 +36,7 @@ from ._evaluate import (
     Evaluator,
 )
 from ._matrix import Coded, MatrixSpec, code_variable, independent_columns
+from ._memory import copied
 from ._parse import (
     Bar,
     Binary,
@@ -488,7 +489,7 @@ def build(
             f"dropped {len(dropped)} aliased column{'s' if len(dropped) > 1 else ''} of the fixed effects "
             f"(rank deficient): {', '.join(dropped)}"
         )
-    re_terms, bar_specs = _random_terms(bars, values, code, n)
+    re_terms, bar_specs = _random_terms(bars, values, code, X)
 
     return ModelData(
         y=y,
@@ -652,16 +653,19 @@ def _finish_response(
         return y, None, "binary", (factor.levels[0], factor.levels[1])
     if first.min() == first.max():
         raise DataError(f"the response '{label}' is constant: every row is {format_number(float(first[0]))}")
-    return np.array(first), None, "numeric", None
+    return copied(first), None, "numeric", None
 
 
 def _random_terms(
     bars: Sequence[Bar],
     values: dict[str, Value],
     code: Callable[[str, bool], Coded],
-    n: int,
+    X: Float,
 ) -> tuple[tuple[ReTermData, ...], tuple[_BarSpec, ...]]:
-    """Terms in lme4's order: as written if level counts never increase, else rev(order(counts))."""
+    """Terms in lme4's order: as written if level counts never increase, else rev(order(counts)).
+
+    A term with the columns of X shares its memory.
+    """
     groups: dict[str, tuple[Factor, GroupSpec, NDArray[np.int32], NDArray[Any]]] = {}
     matrices: dict[str, tuple[MatrixSpec, Float]] = {}
 
@@ -687,7 +691,7 @@ def _random_terms(
                     "it needs at least 2, or remove the term"
                 )
             labels = np.array(factor.levels, dtype=object)
-            groups[name] = factor, spec, factor.codes.astype(np.int32), labels
+            groups[name] = factor, spec, copied(factor.codes, np.int32), labels
         _, spec, level, labels = groups[name]
         tree = bar.lhs if bar.whole is None else bar.whole
         key = deparse(tree)
@@ -695,8 +699,8 @@ def _random_terms(
             terms = bar.terms
             active = _active(terms)
             matrix = MatrixSpec.fit(terms, {i: code(deparse(terms.variables[i]), False) for i in active})
-            z = matrix.build({i: values[deparse(terms.variables[i])] for i in active}, n)
-            matrices[key] = matrix, z
+            z = matrix.build({i: values[deparse(terms.variables[i])] for i in active}, X.shape[0])
+            matrices[key] = matrix, X if np.array_equal(z, X) else z
         matrix, z = matrices[key]
         if bar.whole is None:
             term = ReTermData(name, matrix.names, z, level, labels)

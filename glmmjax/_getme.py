@@ -112,14 +112,14 @@ def dense_Lambda(model: MixedModel) -> np.ndarray:
 
 def _dense_L(model: MixedModel) -> np.ndarray:
     ZL = dense_Z(model) @ dense_Lambda(model)
-    w = model._laplace_pieces[2]
+    w = model._working_weights
     return np.asarray(np.linalg.cholesky(ZL.T @ (w[:, None] * ZL) + np.eye(ZL.shape[1])))
 
 
 def _dense_RZX(model: MixedModel) -> np.ndarray:
     """(q, p): L^-1 Lambda'Z'WX."""
     ZL = dense_Z(model) @ dense_Lambda(model)
-    w = model._laplace_pieces[2]
+    w = model._working_weights
     return np.asarray(np.linalg.solve(_dense_L(model), ZL.T @ (w[:, None] * np.asarray(model._design.X))))
 
 

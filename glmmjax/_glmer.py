@@ -16,7 +16,7 @@ from ._frame import ModelData, build
 from ._objective import resolve_hessian
 from ._precision import x64
 from ._quadrature import check_nodes
-from ._steps import ModelSetup, deviance_function, fit, fit_problem, warn
+from ._steps import ModelSetup, fit, fit_problem, warn
 from .families import Family, Gaussian
 from .families import get as get_family
 from .results import MixedModel, ModelSpec
@@ -39,6 +39,7 @@ def glmer(
     subset: Any = None,
     na: str = "drop",
     verbose: Any = False,
+    device: Any = None,
     **unknown: Any,
 ) -> MixedModel:
     """Fit a generalised linear mixed model by maximum likelihood.
@@ -61,6 +62,9 @@ def glmer(
         subset: boolean array or a condition such as ``"period != '4'"``.
         na: "drop" rows with missing values (counted in the summary), or "error".
         verbose: True prints evaluations; a callable receives (evaluation, deviance, parameters).
+        device: "cpu", "gpu", a JAX device, or a list of them; None for JAX's default. Over several, also those of other
+            processes (``jax.distributed``, ``device=jax.devices()``), the rows are divided, whole groups on each, which
+            takes one grouping factor or nested ones.
 
     Returns:
         `MixedModel`.
@@ -73,7 +77,7 @@ def glmer(
     """
     _refuse(unknown)
     setup = glmer_setup(formula, data, family, nAGQ, weights, offset, hessian, control, contrasts, subset, na)
-    return fit(deviance_function(setup), start, verbose)
+    return fit(setup, start, verbose, device)
 
 
 def glmer_setup(

@@ -9,6 +9,7 @@ positive definite matrix have their own rules (d log det S = tr(S^-1 dS)), corre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +57,11 @@ def take(values: Array, index: Array | Grid) -> Array:
         repeated = jnp.broadcast_to(values[None], (index.repeats, *values.shape))
         return jax.lax.optimization_barrier(repeated.reshape(-1, *values.shape[1:]))
     return jax.lax.optimization_barrier(values.at[index].get(mode="promise_in_bounds"))
+
+
+def add_at(to: Array, index: Array, values: Array) -> Array:
+    """Scatter-add at indices known to be in range."""
+    return to.at[index].add(values, mode="promise_in_bounds")
 
 
 def outer_sum(a: Array, b: Array) -> Array:
@@ -210,6 +216,17 @@ def weighted_products(
         rows = levels[c.first] if c.row_pair is None else c.row_pair
         pairs.append(segment_sum(values, rows, c.a.shape[0]))
     return Blocks(tuple(diagonal), tuple(pairs))
+
+
+def products_times(blocks: Blocks, v: Sequence[Array], plan: Plan) -> list[Array]:
+    """Z'WZ v; v holds per block (m, k, c)."""
+    out = [small_matmul(A, x) for A, x in zip(blocks.diagonal, v, strict=True)]
+    for c, A in zip(plan.couplings, blocks.pairs, strict=True):
+        b = small_matmul(A, take(v[c.second], c.b))
+        a = outer_sum(A, v[c.first] if c.row_pair is None else take(v[c.first], c.a))
+        out[c.first] = out[c.first] + b if c.row_pair is None else add_at(out[c.first], c.a, b)
+        out[c.second] = add_at(out[c.second], c.b, a)
+    return out
 
 
 def sandwich(left: Array, A: Array, right: Array) -> Array:

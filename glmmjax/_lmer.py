@@ -14,8 +14,9 @@ from ._errors import DataError
 from ._fit_lmm import LinearProblem
 from ._frame import ModelData, build
 from ._glmer import frame_design, rank_message
+from ._memory import triangle
 from ._precision import persistent_cache, x64
-from ._steps import ModelSetup, deviance_function, fit, fit_problem
+from ._steps import ModelSetup, fit, fit_problem
 from .families import Gaussian
 from .results import MixedModel, ModelSpec
 
@@ -35,6 +36,7 @@ def lmer(
     subset: Any = None,
     na: str = "drop",
     verbose: Any = False,
+    device: Any = None,
     **unknown: Any,
 ) -> MixedModel:
     """Fit a linear mixed model by REML or maximum likelihood.
@@ -49,6 +51,7 @@ def lmer(
         offset: column name, array or Series, subtracted from the response.
         start: "theta" (n_theta,), relative to sigma.
         control, contrasts, subset, na, verbose: as `glmmjax.glmer`.
+        device: as `glmmjax.glmer`; any design can be divided.
 
     Returns:
         `MixedModel`.
@@ -64,7 +67,7 @@ def lmer(
         known = [p for p in inspect.signature(lmer).parameters if p != "unknown"]
         raise unknown_argument(name, known, "lmer")
     setup = lmer_setup(formula, data, REML, weights, offset, control, contrasts, subset, na)
-    return fit(deviance_function(setup), start, verbose)
+    return fit(setup, start, verbose, device)
 
 
 def lmer_setup(
@@ -133,13 +136,13 @@ def checked_design(frame: ModelData) -> Design:
             )
     if n <= p:
         raise DataError(f"{p} fixed effects for {n} rows: nothing is left to estimate variances from; drop some")
-    y = np.asarray(made.y) - np.asarray(made.offset)
-    root = np.sqrt(np.asarray(made.weights))
-    Q = np.linalg.qr(root[:, None] * np.asarray(made.X))[0]
-    rest = root * y
-    for _ in range(2):
-        rest = rest - Q @ (Q.T @ rest)
-    if np.linalg.norm(rest) <= 1e-13 * np.linalg.norm(root * y) or not rest.any():
+    y, X, offset, weights = (np.asarray(v) for v in (made.y, made.X, made.offset, made.weights))
+
+    def weighted(rows: slice) -> np.ndarray:
+        return np.sqrt(weights[rows, None]) * np.column_stack([X[rows], y[rows] - offset[rows]])
+
+    last = np.abs(triangle(n, weighted)[:, -1])  # of y: along the columns of X, and what is left
+    if last[-1] <= 1e-13 * np.linalg.norm(last):
         raise DataError(
             f"response {frame.response_name} is fitted exactly by the fixed effects (a constant response is): no "
             "variance is left to estimate"

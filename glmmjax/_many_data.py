@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -390,10 +390,7 @@ class Stack:
         alike = full and bool((self.position.reshape(B, n) == self.position[:n]).all())
         #: rows in the order of the layout, where it is the same for all datasets
         self._rows = np.argsort(self.position[:n]) if alike else None
-        empty = family.mustart(jnp.ones(1), jnp.ones(1))
-        self.y_empty = 1.0
-        eta = float(np.asarray(family.link.eta_of(empty))[0])
-        self.offset_empty = eta if np.isfinite(eta) else 0.0
+        self.y_empty, self.offset_empty = 1.0, 0.0 if full else inside(family)
         widths = [0] * len(self.levels)
         for z, b in zip(group.z, group.block, strict=True):
             widths[b] += z.shape[1]
@@ -514,6 +511,14 @@ class Stack:
         flags = jax.tree.map(lambda _: self._own_plan, plan)
         couplings = tuple(c if c.row_pair is None else replace(c, row_pair=True) for c in flags.couplings)
         return replace(flags, couplings=couplings)
+
+
+@cache
+def inside(family: Family) -> float:
+    """A linear predictor well inside the family's range, for rows that are not there and have y = 1."""
+    one = jnp.ones(1)
+    eta = float(jax.jit(lambda: family.link.eta_of(family.mustart(one, one)))()[0])
+    return eta if np.isfinite(eta) else 0.0
 
 
 def _occurrence(level: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ._columns import (
     drop_unused,
 )
 from ._errors import DataError
+from ._memory import empty
 from ._parse import (
     Terms,
     bits,
@@ -124,7 +125,7 @@ class MatrixSpec:
 
     def build(self, values: Mapping[int, Value], n: int) -> Float:
         """(n, p) in C order; within an interaction the first variable varies fastest."""
-        out = np.empty((n, len(self.names)))
+        out = empty((n, len(self.names)))
         at = 0
         if self.terms.intercept:
             out[:, 0] = 1.0

@@ -13,22 +13,24 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ._design import Design, factors, linear_predictor
-from ._linalg import Blocks, factorise, solve, weighted_products
+from ._design import Design, factors, linear_predictor, over_devices
+from ._linalg import Blocks, factorise, weighted_products
 from ._pirls import (
     CONVERGED,
     Blocked,
     Mode,
     Parameters,
-    border,
-    conditional_mode,
-    fixed_information,
+    Sums,
+    at_conditional_mode,
+    curvature_weights,
     parameters,
-    score_u,
+    reduce_fixed,
+    row_sums,
     squared_norm,
     unspool,
     zero_u,
 )
+from ._rows import sum_over_rows
 from .families import Family
 
 
@@ -63,18 +65,13 @@ def resolve_hessian(hessian: str | None, family: Family) -> str:
 
 def log_density_constant(design: Design, family: Family) -> Array:
     """-2 times the part of the log density that no parameter enters."""
-    return -2.0 * family.constant(jnp.asarray(design.y), jnp.asarray(design.weights)).sum()
 
+    def at(rows: Design) -> Array:
+        weights = jnp.asarray(rows.weights)
+        there = weights > 0.0  # else the constant may be infinite
+        return jnp.where(there, family.constant(jnp.asarray(rows.y), jnp.where(there, weights, 1.0)), 0.0).sum()
 
-def curvature_weights(
-    observed: Array, eta: Array, weights: Array, params: Parameters, family: Family, hessian: str
-) -> Array:
-    """(n,) weights W of log det from the observed ones."""
-    if hessian == "observed" or family.canonical:
-        return observed
-    expected = family.expected_information(eta, weights, params.phi)
-    assert expected is not None
-    return expected
+    return -2.0 * over_devices(sum_over_rows(at, design), design)
 
 
 class AtMode(NamedTuple):
@@ -83,8 +80,6 @@ class AtMode(NamedTuple):
     value: Array  # Laplace deviance without the data constant; +inf where PIRLS failed
     mode: Mode
     T: Blocked
-    eta: Array  # (n,)
-    kernel: Array  # (n,) log density without its constant
     blocks: Blocks  # Z'WZ with the weights of log det
 
     @property
@@ -96,18 +91,13 @@ def at_mode(
     params: Parameters, design: Design, family: Family, u0: Blocked, hessian: str, joint: bool = False
 ) -> AtMode:
     """Laplace deviance and what it is made of; arguments as for `laplace`."""
-    mode: Mode = conditional_mode(params, design, u0, family, joint)
-    beta = mode.beta if joint else params.beta
+    mode, rows = at_conditional_mode(params, design, u0, family, hessian, joint)
     T = factors(params.theta, design)
-    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
-    eta = linear_predictor(unspool(mode.u, T), beta, design)
-    kernel, _, w = family.derivatives(y, eta, weights, params.phi)
-    w = curvature_weights(w, eta, weights, params, family, hessian)
-    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
-    factor = factorise(blocks, T, design.plan)
-    value = -2.0 * kernel.sum() + squared_norm(mode.u) + factor.logdet
-    good = (mode.status == CONVERGED) & jnp.isfinite(value) & family.in_range(y, eta).all()
-    return AtMode(jnp.where(good, value, jnp.inf), mode._replace(beta=beta), T, eta, kernel, blocks)
+    factor = factorise(rows.blocks, T, design.plan)
+    value = -2.0 * rows.kernel + squared_norm(mode.u) + factor.logdet
+    good = (mode.status == CONVERGED) & jnp.isfinite(value) & (rows.outside == 0.0)
+    beta = mode.beta if joint else params.beta
+    return AtMode(jnp.where(good, value, jnp.inf), mode._replace(beta=beta), T, rows.blocks)
 
 
 def laplace(
@@ -121,26 +111,44 @@ def laplace(
     return at.value, at.evaluation
 
 
-def pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array, Array]:
-    """log|L|^2, R_X'R_X and the working weights at the modes."""
-    w, T = working_weights(params, u, design, family, hessian)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-    zero = jnp.zeros_like(w)
-    B = border(w, T, design)
-    g = score_u(zero, u, T, design)
-    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
-    information, _ = fixed_information(w, zero, B, g, solve(factor, rhs, design.plan), design)
-    return factor.logdet, information, w
+def pieces(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Array, Array]:
+    """log|L|^2 and R_X'R_X at the modes."""
+    T = factors(params.theta, design)
+
+    def at(rows: Design, b: Blocked, params: Parameters) -> Sums:
+        w = _row_weights(b, params, rows, family, hessian)
+        return row_sums(jnp.zeros_like(w), w, rows, True)
+
+    sums = sum_over_rows(at, design, unspool(u, T), params)
+    assert sums.fixed is not None
+    factor = factorise(sums.blocks, T, design.plan)
+    return factor.logdet, reduce_fixed(sums.fixed, sums.score, factor, T, design)[0]
+
+
+def products_at(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> tuple[Blocks, Blocked]:
+    """Z'WZ with the working weights at the modes, and T."""
+    T = factors(params.theta, design)
+
+    def at(rows: Design, b: Blocked, params: Parameters) -> Blocks:
+        w = _row_weights(b, params, rows, family, hessian)
+        return weighted_products(rows.z, rows.level, rows.n_levels, w, rows.plan)
+
+    return sum_over_rows(at, design, unspool(u, T), params), T
 
 
 def working_weights(
     params: Parameters, u: Blocked, design: Design, family: Family, hessian: str
 ) -> tuple[Array, Blocked]:
+    """(n,) working weights at the modes, and T."""
     T = factors(params.theta, design)
-    eta = linear_predictor(unspool(u, T), params.beta, design)
+    return _row_weights(unspool(u, T), params, design, family, hessian), T
+
+
+def _row_weights(b: Blocked, params: Parameters, design: Design, family: Family, hessian: str) -> Array:
+    eta = linear_predictor(b, params.beta, design)
     weights = jnp.asarray(design.weights)
     _, _, w = family.derivatives(jnp.asarray(design.y), eta, weights, params.phi)
-    return curvature_weights(w, eta, weights, params, family, hessian), T
+    return curvature_weights(w, eta, weights, params, family, hessian)
 
 
 _warned = False

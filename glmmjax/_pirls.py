@@ -11,6 +11,7 @@ order of its square.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._design import Design, add_random_part, factors, fixed_part, linear_predictor, u_from_blocks, u_to_blocks
-from ._linalg import Factor, factorise, outer_sum, segment_sum, small_matmul, solve, weighted_products
+from ._design import (
+    Design,
+    add_random_part,
+    factors,
+    fixed_part,
+    linear_predictor,
+    over_devices,
+    u_from_blocks,
+    u_to_blocks,
+)
+from ._linalg import (
+    Blocks,
+    Factor,
+    factorise,
+    outer_sum,
+    products_times,
+    segment_sum,
+    small_matmul,
+    solve,
+    weighted_products,
+)
+from ._rows import chunk_rows, sum_over_rows
 from .families import Family
 
 #: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
@@ -72,74 +93,96 @@ def unspool(u: Blocked, T: Blocked) -> Blocked:
     return tuple(small_matmul(x[:, None, :], t.T[None])[:, 0, :] for x, t in zip(u, T, strict=True))
 
 
-def eta_of(u: Blocked, params: Parameters, design: Design) -> Array:
-    """(n,) linear predictor at spherical random effects u."""
-    return linear_predictor(unspool(u, factors(params.theta, design)), params.beta, design)
-
-
 def squared_norm(u: Blocked) -> Array:
     return sum((jnp.vdot(x, x) for x in u), start=jnp.zeros((), u[0].dtype))
 
 
-def score_u(score: Array, u: Blocked, T: Blocked, design: Design) -> Blocked:
-    """Gradient of the penalised log density in u: Lambda'Z' dlogf/deta - u."""
+def products_with_z(values: Array, design: Design) -> Blocked:
+    """Z'values per block, (m, k) for values (n,) and (m, k, c) for values (n, c)."""
     out = []
-    for x, t, z, level, m in zip(u, T, design.z, design.level, design.n_levels, strict=True):
-        sums = segment_sum(score[:, None] * z, level, m)
-        out.append(small_matmul(sums[:, None, :], t[None])[:, 0, :] - x)
+    for z, level, m in zip(design.z, design.level, design.n_levels, strict=True):
+        rows = values[:, None] * z if values.ndim == 1 else z[:, :, None] * values[:, None, :]
+        out.append(segment_sum(rows, level, m))
     return tuple(out)
 
 
-def border(w: Array, T: Blocked, design: Design) -> Blocked:
-    """Lambda'Z'WX per block (m, k, p)."""
-    out = []
-    wX = w[:, None] * design.X
-    for t, z, level, m in zip(T, design.z, design.level, design.n_levels, strict=True):
-        sums = segment_sum(z[:, :, None] * wX[:, None, :], level, m)
-        out.append(small_matmul(t.T[None], sums))
-    return tuple(out)
+def score_u(score: Blocked, u: Blocked, T: Blocked) -> Blocked:
+    """Gradient of the penalised log density in u: Lambda'(Z' dlogf/deta) - u."""
+    return tuple(small_matmul(sums[:, None, :], t[None])[:, 0, :] - x for sums, t, x in zip(score, T, u, strict=True))
+
+
+def border(ZWX: Blocked, T: Blocked) -> Blocked:
+    """Lambda'(Z'WX) per block (m, k, p)."""
+    return tuple(small_matmul(t.T[None], sums) for t, sums in zip(T, ZWX, strict=True))
+
+
+class FixedSums(NamedTuple):
+    """Sums over rows that a step in beta needs."""
+
+    score: Array  # (p,) X'dlogf/deta
+    XWX: Array  # (p, p)
+    ZWX: Blocked  # per block (m, k, p)
+
+
+class Sums(NamedTuple):
+    """Sums over rows that a step needs."""
+
+    score: Blocked  # Z'dlogf/deta, per block (m, k)
+    blocks: Blocks  # Z'WZ
+    fixed: FixedSums | None  # if beta takes part
+
+
+def row_sums(score: Array, w: Array, design: Design, joint: bool) -> Sums:
+    """`Sums` of rows with scores and weights (n,)."""
+    fixed = None
+    if joint:
+        X = jnp.asarray(design.X)
+        wX = w[:, None] * X
+        fixed = FixedSums(X.T @ score, X.T @ wX, products_with_z(wX, design))
+    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+    return Sums(products_with_z(score, design), blocks, fixed)
 
 
 class _Step(NamedTuple):
     du: Blocked
-    dbeta: Array
+    dbeta: Array | None
     decrement: Array
     ok: Array
 
 
-def newton_step(score: Array, w: Array, u: Blocked, T: Blocked, design: Design, joint: bool) -> tuple[_Step, Factor]:
-    """One Newton step of the penalised log density with curvature w (n,)."""
-    g = score_u(score, u, T, design)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-    if not joint:
-        du = tuple(x[..., 0] for x in solve(factor, tuple(x[..., None] for x in g), design.plan))
-        dbeta = jnp.zeros(design.p, score.dtype)
+def newton_step(sums: Sums, u: Blocked, T: Blocked, design: Design) -> _Step:
+    """One Newton step of the penalised log density, in u and, where there are sums for it, beta."""
+    g, plan = score_u(sums.score, u, T), design.plan
+    factor = factorise(sums.blocks, T, plan)
+    if sums.fixed is None:
+        du = tuple(x[..., 0] for x in solve(factor, tuple(x[..., None] for x in g), plan))
+        dbeta = None
         decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True))
         # a block that is not positive definite has a NaN inverse, which reaches the decrement
-        return _Step(du, dbeta, jnp.asarray(decrement), jnp.isfinite(decrement) & (decrement >= 0.0)), factor
-    # border the system by X: u first, then beta by its Schur complement
-    B = border(w, T, design)
-    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
-    solved = solve(factor, rhs, design.plan)
-    information, g_beta = fixed_information(w, score, B, g, solved, design)
+        return _Step(du, dbeta, jnp.asarray(decrement), jnp.isfinite(decrement) & (decrement >= 0.0))
+    information, g_beta, solved = reduce_fixed(sums.fixed, g, factor, T, design)
     L = jnp.linalg.cholesky(information)
     dbeta = jax.scipy.linalg.cho_solve((L, True), g_beta)
     du = tuple(s[..., 0] - (s[..., 1:] * dbeta).sum(-1) for s in solved)
-    full_g_beta = design.X.T @ score
-    decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True)) + full_g_beta @ dbeta
-    return _Step(du, dbeta, decrement, jnp.isfinite(decrement) & (decrement >= 0.0)), factor
+    decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True)) + sums.fixed.score @ dbeta
+    decrement = over_devices(decrement, design)
+    return _Step(du, dbeta, decrement, jnp.isfinite(decrement) & (decrement >= 0.0))
 
 
-def fixed_information(
-    w: Array, score: Array, B: Blocked, g: Blocked, solved: Blocked, design: Design
-) -> tuple[Array, Array]:
-    """R_X'R_X = X'WX - B'H^-1 B (p, p) and the reduced gradient of beta (p,)."""
-    information = design.X.T @ (w[:, None] * design.X)
-    reduced = design.X.T @ score
+def reduce_fixed(
+    fixed: FixedSums, g: Blocked, factor: Factor, T: Blocked, design: Design
+) -> tuple[Array, Array, Blocked]:
+    """The system bordered by X without u: R_X'R_X = X'WX - B'H^-1 B (p, p), the reduced gradient of beta (p,), and
+    H^-1 [g B] per block (m, k, 1 + p); B = Lambda'Z'WX, g the gradient in u."""
+    B = border(fixed.ZWX, T)
+    rhs = tuple(jnp.concatenate([x[..., None], b], axis=2) for x, b in zip(g, B, strict=True))
+    solved = solve(factor, rhs, design.plan)
+    information, reduced = fixed.XWX, fixed.score
     for b, s, x in zip(B, solved, g, strict=True):
         information = information - outer_sum(b, s[..., 1:]).sum(0)
         reduced = reduced - (s[..., 1:] * x[..., None]).sum((0, 1))
-    return information, reduced
+    information, reduced = over_devices((information, reduced), design)
+    return information, reduced, solved
 
 
 class _State(NamedTuple):
@@ -179,24 +222,32 @@ def find_mode(
     Not differentiable through its iterations; `conditional_mode` is.
     """
     T = factors(params.theta, design)
-    y, weights = jnp.asarray(design.y), jnp.asarray(design.weights)
-    fixed = fixed_part(params.beta, design)  # out of the loop, where XLA would compute it in every turn
+    hoisted = not joint and not chunk_rows(design)
+    if hoisted:  # the fixed part out of the loop, where XLA would compute it in every turn
+        design = replace(design, offset=fixed_part(params.beta, design))
 
-    def point(s: _State) -> tuple[Blocked, Array]:
+    def at(rows: Design, b: Blocked, beta: Array, fisher: Array) -> tuple[Array, Sums]:
+        y, weights = jnp.asarray(rows.y), jnp.asarray(rows.weights)
+        eta = add_random_part(jnp.asarray(rows.offset) if hoisted else fixed_part(beta, rows), b, rows)
+        kernel, score, w = family.derivatives(y, eta, weights, params.phi)
+        if not family.canonical:
+            w = jnp.where(fisher, safe_weights(eta, w, params, rows, family), w)
+        return kernel.sum(), row_sums(score, w, rows, joint)
+
+    def point(s: _State) -> tuple[Blocked, Array | None]:
         (u, beta), (du, dbeta) = s.base, s.step
         moved = tuple(x + s.scale * d for x, d in zip(u, du, strict=True))
-        return moved, params.beta if beta is None or dbeta is None else beta + s.scale * dbeta
+        return moved, None if beta is None or dbeta is None else beta + s.scale * dbeta
 
     def body(s: _State) -> _State:
         # one evaluation and one step; everything appears once in the compiled program
         u, beta = point(s)
-        eta = add_random_part(fixed_part(beta, design) if joint else fixed, unspool(u, T), design)
-        kernel, score, w = family.derivatives(y, eta, weights, params.phi)
-        value = -2.0 * kernel.sum() + squared_norm(u)
         fisher, nearly = s.flags & _FISHER > 0, s.flags & _NEARLY > 0
-        if not family.canonical:
-            w = jnp.where(fisher, safe_weights(eta, w, params, design, family), w)
-        newton, _ = newton_step(score, w, u, T, design, joint)
+        kernel, sums = sum_over_rows(at, design, unspool(u, T), params.beta if beta is None else beta, fisher)
+        value = -2.0 * kernel + squared_norm(u)
+        if joint:  # else groups on other devices have modes of their own
+            value = over_devices(value, design)
+        newton = newton_step(sums, u, T, design)
 
         first = ~jnp.isfinite(s.value)
         falls = first | nearly | (value <= s.value + 1e-13 * jnp.abs(s.value))
@@ -226,8 +277,8 @@ def find_mode(
             + jnp.where(converged | failed, _DONE, 0)
         )
         return _State(
-            base=choose((u, beta if joint else None), s.base, accepted),
-            step=choose((newton.du, newton.dbeta if joint else None), s.step, usable),
+            base=choose((u, beta), s.base, accepted),
+            step=choose((newton.du, newton.dbeta), s.step, usable),
             value=jnp.where(accepted, value, s.value),
             scale=jnp.where(to_fisher | failed, 0.0, scale),
             flags=flags.astype(jnp.int32),
@@ -249,70 +300,163 @@ def find_mode(
         iterations=count,
     )
     end = jax.lax.while_loop(unfinished, body, start)
-    return Mode(*point(end), end.flags % _NEARLY, end.iterations)
+    u, beta = point(end)
+    return Mode(u, params.beta if beta is None else beta, end.flags % _NEARLY, end.iterations)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def conditional_mode(params: Parameters, design: Design, u0: Blocked, family: Family, joint: bool) -> Mode:
-    """`find_mode` with derivatives in `params` and in every float array of `design`, to any order.
+def curvature_weights(
+    observed: Array, eta: Array, weights: Array, params: Parameters, family: Family, hessian: str
+) -> Array:
+    """(n,) weights W of log det from the observed ones."""
+    if hessian == "observed" or family.canonical:
+        return observed
+    expected = family.expected_information(eta, weights, params.phi)
+    assert expected is not None
+    return expected
 
-    The implicit function theorem: d(u, beta) = H_obs^-1 d(gradient of the penalised log density).
+
+class RowsAtMode(NamedTuple):
+    """What Laplace's approximation needs of the rows at the mode."""
+
+    kernel: Array  # () log density without its constant
+    outside: Array  # () positive if a row is outside the range of the link
+    blocks: Blocks  # Z'WZ with the weights of log det
+
+
+def _rows_at(
+    rows: Design, b: Blocked, params: Parameters, family: Family, hessian: str, fixed: bool
+) -> tuple[RowsAtMode, Sums]:
+    """What rows add to the approximation, and to a step with the observed weights."""
+    y, weights = jnp.asarray(rows.y), jnp.asarray(rows.weights)
+    eta = linear_predictor(b, params.beta, rows)
+    kernel, score, observed = family.derivatives(y, eta, weights, params.phi)
+    sums = row_sums(score, observed, rows, fixed)
+    w = curvature_weights(observed, eta, weights, params, family, hessian)
+    blocks = sums.blocks if w is observed else weighted_products(rows.z, rows.level, rows.n_levels, w, rows.plan)
+    outside = (~family.in_range(y, eta) & (weights > 0.0)).any().astype(kernel.dtype)
+    return RowsAtMode(kernel.sum(), outside, blocks), sums
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def at_conditional_mode(
+    params: Parameters, design: Design, u0: Blocked, family: Family, hessian: str, joint: bool
+) -> tuple[Mode, RowsAtMode]:
+    """`find_mode` and the rows there, with derivatives in `params` and in every float array of `design`, to any order.
+
+    The implicit function theorem: d(u, beta) = H_obs^-1 d(gradient of the penalised log density). The gradient moves
+    with theta and beta through eta alone, so that sums formed anyway give its derivative:
+    d(Lambda'Z's - u) = dLambda'Z's - Lambda'(Z'WZ dLambda u + Z'WX dbeta).
     """
-    return find_mode(params, design, family, u0, joint)
-
-
-def _implicit_rule(family: Family, joint: bool, primals: Any, tangents: Any) -> tuple[Mode, Mode]:
-    params, design, u0 = primals
-    mode = conditional_mode(params, design, u0, family, joint)
+    mode = find_mode(params, design, family, u0, joint)
     at = params._replace(beta=mode.beta)
 
-    leaves, tree = jax.tree.flatten((at, design))
+    def rows_at(rows: Design, b: Blocked, at: Parameters) -> RowsAtMode:
+        return _rows_at(rows, b, at, family, hessian, False)[0]
+
+    return mode, sum_over_rows(rows_at, design, unspool(mode.u, factors(params.theta, design)), at)
+
+
+def _implicit_rule(
+    family: Family, hessian: str, joint: bool, primals: Any, tangents: Any
+) -> tuple[tuple[Mode, RowsAtMode], tuple[Mode, RowsAtMode]]:
+    params, design, u0 = primals
+    plan = design.plan
+    mode, _ = at_conditional_mode(params, design, u0, family, hessian, joint)
+
+    leaves, tree = jax.tree.flatten((params._replace(beta=mode.beta), design))
     d_leaves = jax.tree.leaves(tangents[:2], is_leaf=is_symbolic_zero)
     if joint:  # the given beta is only where the iteration starts
         d_leaves[1] = None
     active = [i for i, d in enumerate(d_leaves) if d is not None and not is_symbolic_zero(d)]
+    others = [i for i in active if i > 1]  # beside theta and beta
+    moving_beta = joint or 1 in active
 
-    def gradient(values: list[Array]) -> tuple[Blocked, Array, Array]:
-        filled = list(leaves)
-        for i, value in zip(active, values, strict=True):
-            filled[i] = value
-        p, d = jax.tree.unflatten(tree, filled)
-        T = factors(p.theta, d)
-        eta = linear_predictor(unspool(mode.u, T), p.beta, d)
-        _, score, w = family.derivatives(jnp.asarray(d.y), eta, jnp.asarray(d.weights), p.phi)
-        return score_u(score, mode.u, T, d), jnp.asarray(d.X).T @ score, w
+    def filled(values: list[Array]) -> tuple[Parameters, Design]:
+        out = list(leaves)
+        for i, value in zip(others, values, strict=True):
+            out[i] = value
+        made: tuple[Parameters, Design] = jax.tree.unflatten(tree, out)
+        return made
 
-    zero_int = (np.zeros((), jax.dtypes.float0),) * 2
-    if not active:
-        zeros = jax.tree.map(jnp.zeros_like, (mode.u, mode.beta))
-        return mode, Mode(zeros[0], zeros[1], *zero_int)
-    _, (dg, dg_beta, _) = jax.jvp(gradient, ([leaves[i] for i in active],), ([d_leaves[i] for i in active],))
-    _, _, w = gradient([leaves[i] for i in active])
+    def rows_at(rows: Design, b: Blocked, at: Parameters) -> tuple[RowsAtMode, Sums]:
+        return _rows_at(rows, b, at, family, hessian, moving_beta)
+
     T = factors(params.theta, design)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    dT = jax.tree.map(jnp.zeros_like, T)
+    if 0 in active:
+        dT = jax.jvp(lambda theta: factors(theta, design), (params.theta,), (d_leaves[0],))[1]
+    b, db = unspool(mode.u, T), unspool(mode.u, dT)
+    at, _ = filled([leaves[i] for i in others])
+    here, sums = sum_over_rows(rows_at, design, b, at)
+    fixed = sums.fixed
+
+    # how the scores move while u stays
+    moved = tuple(-x[..., 0] for x in products_times(sums.blocks, tuple(x[..., None] for x in db), plan))
+    dg_beta = jnp.zeros_like(mode.beta)
+    if fixed is not None and joint:
+        dg_beta = -sum((x[..., None] * a).sum((0, 1)) for x, a in zip(db, fixed.ZWX, strict=True))
+    if fixed is not None and not joint:
+        moved = tuple(x - a @ d_leaves[1] for x, a in zip(moved, fixed.ZWX, strict=True))
+    values, d_values = [leaves[i] for i in others], [d_leaves[i] for i in others]
+    if others:
+
+        def scores(values: list[Array]) -> tuple[Blocked, Array | None]:
+            def scores_at(rows: Design, at: Parameters) -> tuple[Blocked, Array | None]:
+                eta = linear_predictor(b, at.beta, rows)
+                _, score, _ = family.derivatives(jnp.asarray(rows.y), eta, jnp.asarray(rows.weights), at.phi)
+                return products_with_z(score, rows), jnp.asarray(rows.X).T @ score if joint else None
+
+            at, rows = filled(values)
+            return sum_over_rows(scores_at, rows, at)
+
+        _, (more, more_beta) = jax.jvp(scores, (values,), (d_values,))
+        moved = tuple(x + y for x, y in zip(moved, more, strict=True))
+        dg_beta = dg_beta + more_beta if joint else dg_beta
+    dg = tuple(
+        small_matmul(s[:, None, :], d[None])[:, 0] + small_matmul(x[:, None, :], t[None])[:, 0]
+        for s, d, x, t in zip(sums.score, dT, moved, T, strict=True)
+    )
+
+    factor = factorise(sums.blocks, T, plan)
     rhs = tuple(x[..., None] for x in dg)
-    if not joint:
-        du = tuple(x[..., 0] for x in solve(factor, rhs, design.plan))
-        dbeta = d_leaves[1] if 1 in active else jnp.zeros_like(mode.beta)
-        return mode, Mode(du, dbeta, *zero_int)
-    B = border(w, T, design)
-    HB = solve(factor, B, design.plan)
-    Hg = solve(factor, rhs, design.plan)
-    X = jnp.asarray(design.X)
-    information = X.T @ (w[:, None] * X)
-    for b, s, x in zip(B, HB, dg, strict=True):
-        information = information - outer_sum(b, s).sum(0)
-        dg_beta = dg_beta - (s * x[..., None]).sum((0, 1))
-    dbeta = jax.scipy.linalg.solve(information, dg_beta, assume_a="pos")
-    du = tuple(a[..., 0] - (s * dbeta).sum(-1) for a, s in zip(Hg, HB, strict=True))
-    return mode, Mode(du, dbeta, *zero_int)
+    if joint and fixed is not None:
+        # what is linear in the tangents is solved apart, so that JAX can transpose it
+        B = border(fixed.ZWX, T)
+        HB, Hg = solve(factor, B, plan), solve(factor, rhs, plan)
+        information = fixed.XWX
+        for a, s, x in zip(B, HB, dg, strict=True):
+            information = information - outer_sum(a, s).sum(0)
+            dg_beta = dg_beta - (s * x[..., None]).sum((0, 1))
+        information, dg_beta = over_devices((information, dg_beta), design)
+        dbeta = jax.scipy.linalg.solve(information, dg_beta, assume_a="pos")
+        du = tuple(a[..., 0] - (s * dbeta).sum(-1) for a, s in zip(Hg, HB, strict=True))
+    else:
+        du = tuple(x[..., 0] for x in solve(factor, rhs, plan))
+        dbeta = d_leaves[1] if moving_beta else jnp.zeros_like(mode.beta)
+
+    def approximation(b: Blocked, beta: Array, values: list[Array]) -> RowsAtMode:
+        def only(rows: Design, b: Blocked, at: Parameters) -> RowsAtMode:
+            return _rows_at(rows, b, at, family, hessian, False)[0]
+
+        at, rows = filled(values)
+        return sum_over_rows(only, rows, b, at._replace(beta=beta))
+
+    db = tuple(x + y for x, y in zip(db, unspool(du, T), strict=True))
+    _, d_here = jax.jvp(approximation, (b, mode.beta, values), (db, dbeta, d_values))
+    zero_int = (np.zeros((), jax.dtypes.float0),) * 2
+    return (mode, here), (Mode(du, dbeta, *zero_int), d_here)
+
+
+at_conditional_mode.defjvp(_implicit_rule, symbolic_zeros=True)
+
+
+def conditional_mode(params: Parameters, design: Design, u0: Blocked, family: Family, joint: bool) -> Mode:
+    """The mode of `at_conditional_mode`."""
+    return at_conditional_mode(params, design, u0, family, "observed", joint)[0]
 
 
 def is_symbolic_zero(x: Any) -> bool:
     return isinstance(x, jax.custom_derivatives.SymbolicZero)
-
-
-conditional_mode.defjvp(_implicit_rule, symbolic_zeros=True)
 
 
 def pirls(
@@ -339,11 +483,9 @@ def pirls(
     """
     params = parameters(theta, beta, family, phi)
     start = zero_u(design, params.beta.dtype) if u0 is None else u_to_blocks(jnp.asarray(u0), design)
-    mode = conditional_mode(params, design, start, family, False)
-    eta = eta_of(mode.u, params, design)
-    _, _, w = family.derivatives(jnp.asarray(design.y), eta, jnp.asarray(design.weights), params.phi)
+    mode, rows = at_conditional_mode(params, design, start, family, "observed", False)
     T = factors(params.theta, design)
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    factor = factorise(rows.blocks, T, design.plan)
     return PIRLS(u_from_blocks(mode.u, design), factor, mode.status, mode.iterations)
 
 

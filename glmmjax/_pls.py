@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._bordered import bordered
-from ._design import Design, Term, factors_of, u_from_blocks
+from ._design import Design, Term, factors_of, over_devices, u_from_blocks
 from ._linalg import Blocks, one_inverse, penalised, segment_sum, weighted_products
 from ._objective import warn_if_single_precision
+from ._rows import fold_rows, sum_over_rows
 from ._symbolic import Plan
 
 LOG_2PI = 1.8378770664093453
@@ -47,36 +48,55 @@ class CrossProducts(NamedTuple):
 
 def cross_products(design: Design) -> CrossProducts:
     """Cross-products of a design; X orthonormal in them (Xs'WXs = n I), y the weighted OLS residual."""
-    w, X = jnp.asarray(design.weights), jnp.asarray(design.X)
-    y = jnp.asarray(design.y) - jnp.asarray(design.offset)
-    n, p = X.shape
+    n, p, dtype = over_devices(design.n, design), design.p, jnp.asarray(design.X).dtype
+
+    def factor(R: Array | None, rows: Design) -> Array:
+        X = jnp.sqrt(jnp.asarray(rows.weights))[:, None] * jnp.asarray(rows.X)
+        return jnp.linalg.qr(X if R is None else jnp.concatenate([R, X]), mode="r")
+
+    A, A_inverse, log_det_A = jnp.zeros((0, 0), dtype), jnp.zeros((0, 0), dtype), jnp.zeros((), dtype)
     if p:
-        A = jnp.linalg.qr(jax.lax.stop_gradient(jnp.sqrt(w)[:, None] * X), mode="r") / n**0.5
+        R = fold_rows(factor, jnp.zeros((p, p), dtype), jax.lax.stop_gradient(design))
+        if design.axis is not None:
+            R = jnp.linalg.qr(jax.lax.all_gather(R, design.axis, tiled=True), mode="r")
+        A = R / n**0.5
         A = jnp.where(jnp.diagonal(A) < 0.0, -1.0, 1.0)[:, None] * A
-        Xs = X @ jax.scipy.linalg.solve_triangular(A, jnp.eye(p, dtype=X.dtype))
+        A_inverse = jax.scipy.linalg.solve_triangular(A, jnp.eye(p, dtype=dtype))
         log_det_A = jnp.log(jnp.diagonal(A)).sum()
-    else:
-        A, Xs, log_det_A = jnp.zeros((0, 0), X.dtype), X, jnp.zeros((), X.dtype)
-    beta_ols = jnp.zeros((p,), X.dtype)
+
+    def columns(rows: Design, taken: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Xs, and y without its offset and what was taken out of it."""
+        X, y = jnp.asarray(rows.X) @ A_inverse, jnp.asarray(rows.y) - jnp.asarray(rows.offset)
+        for beta in taken:
+            y = y - X @ beta
+        return X, y
+
+    def regression(rows: Design, taken: tuple[Array, ...]) -> Array:
+        X, y = columns(rows, taken)
+        return X.T @ (jnp.asarray(rows.weights) * y) / n
+
+    def products(rows: Design, taken: tuple[Array, ...]) -> tuple[Any, ...]:
+        X, y = columns(rows, taken)
+        w = jnp.asarray(rows.weights)
+        both = jnp.concatenate([X, y[:, None]], axis=1)
+        weighted = w[:, None] * both
+        blocks = zip(rows.z, rows.level, rows.n_levels, strict=True)
+        border = tuple(_products_with(jnp.asarray(z), weighted, level, m) for z, level, m in blocks)
+        there = w > 0.0
+        return (
+            weighted_products(rows.z, rows.level, rows.n_levels, w, rows.plan),
+            border,
+            both.T @ weighted,
+            jnp.log(jnp.where(there, w, 1.0)).sum(),
+            there.sum().astype(dtype),
+        )
+
+    taken: tuple[Array, ...] = ()
     for _ in range(2):  # the second pass removes the rounding of the first
-        change = jax.lax.stop_gradient(Xs.T @ (w * y) / n)
-        beta_ols = beta_ols + change
-        y = y - Xs @ change
-    columns = jnp.concatenate([Xs, y[:, None]], axis=1)
-    weighted = w[:, None] * columns
-    border = []
-    for z, level, m in zip(design.z, design.level, design.n_levels, strict=True):
-        border.append(_products_with(jnp.asarray(z), weighted, level, m))
-    return CrossProducts(
-        weighted_products(design.z, design.level, design.n_levels, w, design.plan),
-        tuple(border),
-        columns.T @ weighted,
-        A,
-        beta_ols,
-        log_det_A,
-        jnp.log(jnp.where(w > 0.0, w, 1.0)).sum(),
-        (w > 0.0).sum().astype(y.dtype),
-    )
+        beta = over_devices(sum_over_rows(regression, design, taken), design)
+        taken = (*taken, jax.lax.stop_gradient(beta))
+    blocks, border, gram, log_weights, rows = over_devices(sum_over_rows(products, design, taken), design)
+    return CrossProducts(blocks, border, gram, A, taken[0] + taken[1], log_det_A, log_weights, rows)
 
 
 def _products_with(z: Array, weighted: Array, level: Any, m: int) -> Array:

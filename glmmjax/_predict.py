@@ -32,9 +32,9 @@ from ._errors import DataError
 from ._fit import curvature
 from ._fit_lmm import LinearProblem
 from ._frame import ModelData, _active, _argument, _leaves, _response
-from ._linalg import eliminate, factorise, penalised, solve, weighted_products
+from ._linalg import eliminate, factorise, penalised, solve
 from ._matrix import MatrixSpec
-from ._objective import working_weights
+from ._objective import products_at
 from ._parse import Bar, deparse, parse
 from ._pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
 from ._precision import persistent_cache, x64
@@ -365,8 +365,8 @@ def _known_covariances(
     params: Parameters, u: Blocked, design: Design, family: Family
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Lambda H^-1 Lambda' of every level (m, k, k), and of the pairs of levels of every coupling (P, k, k')."""
-    w, T = working_weights(params, u, design, family, "observed")
-    H = penalised(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    blocks, T = products_at(params, u, design, family, "observed")
+    H = penalised(blocks, T, design.plan)
     inverse = selected_inverse(eliminate(H, design.plan), H, design.plan)
     diagonal = tuple(jnp.einsum("ij,mjk,lk->mil", t, v, t) for t, v in zip(T, inverse.diagonal, strict=True))
     couplings = zip(design.plan.couplings, inverse.pairs, strict=True)
@@ -378,8 +378,8 @@ def _row_variances(
     params: Parameters, u: Blocked, design: Design, family: Family, rows: dict[int, tuple[Any, Any]]
 ) -> Array:
     """z'Lambda H^-1 Lambda'z for chunks of rows: `rows` has per term z (chunks, r, k) and levels (chunks, r)."""
-    w, T = working_weights(params, u, design, family, "observed")
-    factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
+    blocks, T = products_at(params, u, design, family, "observed")
+    factor = factorise(blocks, T, design.plan)
 
     def chunk(rows: dict[int, tuple[Array, Array]]) -> Array:
         r = next(iter(rows.values()))[1].shape[0]

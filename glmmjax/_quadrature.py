@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from ._design import Design
+from ._design import Design, linear_predictor
 from ._linalg import sandwich, segment_sum, small_matmul, take
 from ._objective import (
     Evaluation,
@@ -35,7 +35,7 @@ from ._objective import (
     resolve_hessian,
     warn_if_single_precision,
 )
-from ._pirls import Blocked, Parameters, parameters, zero_u
+from ._pirls import Blocked, Parameters, parameters, unspool, zero_u
 from .families import Family
 
 MAX_POINTS = 100
@@ -130,8 +130,10 @@ def standard_scale(H: Array) -> Array:
     return jnp.stack([jnp.stack([inverse[j][i] for j in range(d)], axis=-1) for i in range(d)], axis=-2)
 
 
-def local(u: Array, T: Array, eta: Array, kernel: Array, products: Array) -> Local:
-    """Scales at the modes u (m, d), from b = T u and products Z'WZ (m, d, d)."""
+def local(u: Array, T: Array, products: Array, params: Parameters, design: Design, family: Family) -> Local:
+    """Rows at the modes u (m, d), b = T u, and scales from products Z'WZ (m, d, d)."""
+    eta = linear_predictor(unspool((u,), (T,)), params.beta, design)
+    kernel = family.kernel(jnp.asarray(design.y), eta, jnp.asarray(design.weights), params.phi)
     R = standard_scale(sandwich(T, products, T) + jnp.eye(T.shape[0], dtype=T.dtype))
     return Local(u, R, small_matmul(T[None], R), eta, kernel)
 
@@ -202,7 +204,7 @@ def marginal(
     if nAGQ <= 1:
         return laplace(params, design, family, u0, hessian, joint=nAGQ == 0)
     at = at_mode(params, design, family, u0, hessian)
-    here = local(at.mode.u[0], at.T[0], at.eta, at.kernel, at.blocks.diagonal[0])
+    here = local(at.mode.u[0], at.T[0], at.blocks.diagonal[0], params, design, family)
     value = at.value - 2.0 * log_ratios(nAGQ, here, params, design, family).sum()
     return jnp.where(jnp.isfinite(value), value, jnp.inf), at.evaluation
 

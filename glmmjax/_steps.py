@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from ._control import unknown_argument
@@ -192,19 +194,29 @@ class DevianceFunction:
         return point
 
 
-def deviance_function(setup: ModelSetup) -> DevianceFunction:
+def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction:
     """The deviance of a model as a function of its parameters (lme4's mkLmerDevfun and mkGlmerDevfun).
 
     Args:
         setup: from `lmer_setup` or `glmer_setup`.
+        device: as `glmmjax.glmer`.
 
     Returns:
         `DevianceFunction`: call it at a point (P,), or ask for its gradient, hessian, names and start. To trace or
         differentiate in the data as well, use `laplace_deviance`, `agq_deviance` or `lmm_deviance` with
         ``setup.design``.
     """
-    spec = setup.spec
+    spec, devices = setup.spec, several(device)
     with x64():
+        if devices:
+            from ._shards import ShardedLinearProblem, ShardedProblem
+
+            exact = spec.control.exact
+            if spec.REML is not None:
+                return DevianceFunction(setup, ShardedLinearProblem(setup.design, spec.REML, exact, devices))
+            names = [term.group for term in setup.data.terms]
+            args = setup.design, spec.family, spec.nAGQ, spec.hessian, exact
+            return DevianceFunction(setup, ShardedProblem(*args, names, devices))
         if spec.REML is not None:
             return DevianceFunction(setup, LinearProblem(setup.design, spec.REML, spec.control.exact))
         problem = GeneralisedProblem(setup.design, spec.family, spec.nAGQ, spec.hessian, spec.control.exact)
@@ -262,10 +274,30 @@ def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
     return model
 
 
-def fit(deviance: DevianceFunction, start: Any = None, verbose: Any = False) -> MixedModel:
-    """`optimise`, then `make_model`."""
-    with persistent_cache(), x64():
+def several(device: Any) -> list[Any]:
+    """The devices that rows are to be divided over; empty if there is one."""
+    if device is None:
+        return []
+    from ._fit_many import devices_of
+
+    devices = devices_of(device)
+    return devices if len(devices) > 1 else []
+
+
+def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any = None) -> MixedModel:
+    """`deviance_function`, `optimise`, then `make_model`."""
+    with persistent_cache(), x64(), on(device):
+        deviance = deviance_function(setup, device)
         return make_model(deviance, _optimise(deviance, start, verbose))
+
+
+def on(device: Any) -> Any:
+    """Context in which programs for one device run on the one that is named."""
+    if device is None or several(device):
+        return nullcontext()
+    from ._fit_many import devices_of
+
+    return jax.default_device(devices_of(device)[0])
 
 
 def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[str, np.ndarray] | None) -> MixedModel:

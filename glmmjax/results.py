@@ -24,9 +24,9 @@ from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design
 from ._fit import Estimates, FitStats, Problem
-from ._linalg import eliminate, factorise, penalised, solve, weighted_products
-from ._objective import log_density_constant, pieces, working_weights
-from ._pirls import Blocked, Parameters, border
+from ._linalg import eliminate, factorise, penalised
+from ._objective import log_density_constant, pieces, products_at, working_weights
+from ._pirls import Blocked, Parameters, reduce_fixed, row_sums
 from ._precision import x64
 from ._quadrature import marginal
 from .families import Family
@@ -67,8 +67,7 @@ _pieces = jax.jit(pieces, static_argnames=("family", "hessian"))
 @partial(jax.jit, static_argnames=("family", "hessian"))
 def _conditional_covariances(params: Parameters, u: Blocked, design: Design, family: Family, hessian: str) -> Blocked:
     """Lambda (L L')^-1 Lambda' per level, (m, k, k) per block."""
-    w, T = working_weights(params, u, design, family, hessian)
-    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
+    blocks, T = products_at(params, u, design, family, hessian)
     H = penalised(blocks, T, design.plan)
     inverse = selected_inverse(eliminate(H, design.plan), H, design.plan)
     return tuple(jnp.einsum("ij,mjk,lk->mil", t, v, t) for t, v in zip(T, inverse.diagonal, strict=True))
@@ -80,12 +79,10 @@ def _leverages(params: Parameters, u: Blocked, design: Design, family: Family, h
     w, T = working_weights(params, u, design, family, hessian)
 
     def logdet(w: Array) -> Array:
-        factor = factorise(weighted_products(design.z, design.level, design.n_levels, w, design.plan), T, design.plan)
-        B = border(w, T, design)
-        X = jnp.asarray(design.X)
-        information = X.T @ (w[:, None] * X)
-        for b, s in zip(B, solve(factor, B, design.plan), strict=True):
-            information = information - (b[..., :, None] * s[..., None, :]).sum((0, 1))
+        sums = row_sums(jnp.zeros_like(w), w, design, True)
+        factor = factorise(sums.blocks, T, design.plan)
+        assert sums.fixed is not None
+        information, _, _ = reduce_fixed(sums.fixed, sums.score, factor, T, design)
         return factor.logdet + jnp.linalg.slogdet(information)[1]
 
     return w * jax.grad(logdet)(w)
@@ -400,10 +397,17 @@ class MixedModel:
         return Parameters(e.theta, e.beta, e.phi), tuple(e.u)
 
     @cached_property
-    def _laplace_pieces(self) -> tuple[float, np.ndarray, np.ndarray]:
+    def _laplace_pieces(self) -> tuple[float, np.ndarray]:
+        """log|L|^2 and R_X'R_X."""
         with x64():
-            logdet, information, w = _pieces(*self._device, self._design, self.family, self._spec.hessian)
-            return float(logdet), np.asarray(information), np.asarray(w)
+            logdet, information = _pieces(*self._device, self._design, self.family, self._spec.hessian)
+            return float(logdet), np.asarray(information)
+
+    @cached_property
+    def _working_weights(self) -> np.ndarray:
+        """(n,) weights W of the fit."""
+        with x64():
+            return np.asarray(working_weights(*self._device, self._design, self.family, self._spec.hessian)[0])
 
     def vcov(self, full: bool = False, type: str = "hessian", cluster: str | None = None) -> pd.DataFrame:
         """Covariance of the estimates.
@@ -846,8 +850,8 @@ class MixedModel:
                 grouping factor.
             statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
                 sigma and fixed effects, which is much faster.
-            batched: fit 16 replicates at a time in one program, three times as fast once that is compiled (or found
-                in the cache); None does so from 10,000 replicates on.
+            batched: fit replicates together by the programs of `glmmjax.fit_many`, some ten times as fast once these
+                are compiled (or found in the cache); None does so from 1,000 replicates on. Not for "groups".
 
         Returns:
             `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
@@ -1022,7 +1026,7 @@ class MixedModel:
 
     def devcomp(self) -> dict[str, float]:
         """Components of the deviance under lme4's names: ldL2, ldRX2, wrss, ussq, pwrss, drsum, dev."""
-        logdet, information, w = self._laplace_pieces
+        logdet, information = self._laplace_pieces
         mu, slope, variance, deviance = self._moments
         ussq = float(sum((u**2).sum() for u in self._estimates.u))
         wrss = float((np.asarray(self._design.weights) / variance * (np.asarray(self._design.y) - mu) ** 2).sum())

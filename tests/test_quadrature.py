@@ -230,7 +230,7 @@ def test_one_point_is_laplace(family: str) -> None:
     # and the general code says the same
     params = _quadrature.parameters(theta, beta, gj.families.get(family))
     at = _quadrature.at_mode(params, design, gj.families.get(family), _quadrature.zero_u(design, float), "expected")
-    here = _quadrature.local(at.mode.u[0], at.T[0], at.eta, at.kernel, at.blocks.diagonal[0])
+    here = _quadrature.local(at.mode.u[0], at.T[0], at.blocks.diagonal[0], params, design, gj.families.get(family))
     assert_close(_quadrature.log_ratios(1, here, params, design, gj.families.get(family)), np.zeros(10), atol=1e-14)
 
 
