@@ -123,6 +123,17 @@ def nested(n_a: int = 10_000, b_per_a: int = 10, rows_per_b: int = 10, seed: int
     )
 
 
+def binary_slopes(m: int = 10_000, n: int = 1_000_000, seed: int = SEED) -> pd.DataFrame:
+    """Binary responses with random intercepts and slopes; m levels in random order."""
+    rng = np.random.default_rng(seed)
+    g = rng.integers(0, m, n)
+    x = rng.standard_normal(n)
+    b = rng.standard_normal((m, 2)) * [0.8, 0.4]
+    eta = -0.5 + 0.7 * x + b[g, 0] + b[g, 1] * x
+    y = (rng.random(n) < 1.0 / (1.0 + np.exp(-eta))).astype(float)
+    return pd.DataFrame({"y": y, "x": x, "g": g})
+
+
 def slopes(m: int = 100_000, n: int = 1_000_000, seed: int = SEED) -> pd.DataFrame:
     """Normal responses with correlated random intercepts and slopes; m levels of unequal sizes in random order."""
     rng = np.random.default_rng(seed)

@@ -313,6 +313,34 @@ def memory(records: list[Record]) -> str:
     return "\n".join(notes) + "\n\n" + table(header, rows)
 
 
+def large(records: list[Record]) -> str:
+    """One row per process."""
+    from .large import CASES
+
+    rows, notes = [], []
+    for name, group in _by_case(records).items():
+        case = CASES[name]
+        notes.append(f"- `{name}`: {case.title}, `{case.formula}`, {case.n:,} rows, {case.m:,} groups in random order")
+        for r in group:
+            used = r.get("memory", {})
+            rows.append(
+                [
+                    f"{name}, {r['system']} {r.get('variant', '')}".strip(),
+                    show_time(seconds(r, "import")),
+                    show_time(seconds(r, "first")),
+                    show_time(seconds(r, "call")),
+                    _number(used.get("before"), ".0f"),
+                    _number(used.get("peak"), ".0f"),
+                    _number(1e6 * used["above"] / r["rows"] if used else None, ".0f"),
+                    _number(r.get("objective"), ".6f"),
+                    _number(r.get("evaluations"), "d"),
+                    _remarks(r),
+                ]
+            )
+    header = ["process", "import", "first fit", "second fit", "MB before", "peak MB, first fit", "bytes per row above"]
+    return "\n".join(notes) + "\n\n" + table([*header, "objective", "evaluations", "remarks"], rows)
+
+
 def provenance(runs: dict[str, dict[str, Any]]) -> str:
     """One sentence per run that contributed."""
     lines = []
