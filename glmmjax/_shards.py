@@ -280,7 +280,8 @@ class ShardedProblem(GeneralisedProblem):
         self._shards = by_groups(self.design, names, self._mesh)
 
     def _together(self, name: str, *args: Any) -> Any:
-        return _host(_everywhere(args, self._shards, _Task(name, *self._static), self._mesh))
+        # from the host: what is on one process's device cannot enter a program of several
+        return _host(_everywhere(_host(args), self._shards, _Task(name, *self._static), self._mesh))
 
     def with_response(self, y: np.ndarray) -> Problem:
         return self._again(super().with_response(y))
