@@ -120,7 +120,7 @@ class Generalised:
         return jnp.concatenate([beta, pieces(params, state.carry.u, data, self.family, self.curvature)[1].reshape(-1)])
 
     def limits(self, limits: opt.Limits) -> opt.Limits:
-        return tighter(limits)._replace(hessian=limits.hessian and not self.exact)
+        return tighter(limits._replace(hessian=False) if self.exact else limits)
 
     @property
     def has_more(self) -> bool:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._precision import by_precision
+
 #: status codes
 CONVERGED, EVALUATION_LIMIT, LINE_SEARCH, NON_FINITE, NOT_MINIMUM = 0, 1, 2, 3, 4
 MESSAGES = {
@@ -36,6 +38,8 @@ MAX_BACKTRACKS = 25
 DIFFERENCE_STEP = 1e-3
 #: relative rounding error granted to the deviance
 ROUNDING = 2e-13
+#: the same two in single precision
+SINGLE_STEP, SINGLE_ROUNDING = 3e-2, 2e-6
 
 _SEARCH, _DIFFERENCE, _DONE = 0, 1, 2
 
@@ -158,7 +162,7 @@ def _search(
     guide: Guide | None,
 ) -> State:
     first = ~jnp.isfinite(s.f)
-    slack = ROUNDING * (1.0 + jnp.abs(s.f))
+    slack = by_precision(ROUNDING, SINGLE_ROUNDING, s.x.dtype) * (1.0 + jnp.abs(s.f))
     moved = s.trial - s.x
     armijo = f <= s.f + ARMIJO * s.step * s.slope
     # near the optimum the deviance is flat to rounding: then the slope must have shrunk (Hager & Zhang 2005)
@@ -208,7 +212,8 @@ def _search(
     to_difference = stop & limits.hessian & jnp.isfinite(new_f) if guide is None else jnp.zeros((), bool)
     phase = jnp.where(stop, jnp.where(to_difference, _DIFFERENCE, _DONE), _SEARCH)
 
-    spacing = DIFFERENCE_STEP * jnp.sqrt(2.0 * jnp.maximum(jnp.diagonal(inverse), 1e-12))
+    step_size = by_precision(DIFFERENCE_STEP, SINGLE_STEP, s.x.dtype)
+    spacing = step_size * jnp.sqrt(2.0 * jnp.maximum(jnp.diagonal(inverse), 1e-12))
     trial = jnp.where(to_difference, x.at[0].add(spacing[0]), x + step * direction)
     row = jnp.concatenate([s.trial, jnp.stack([f, jnp.where(accept, decrement, jnp.inf)])])
     kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), carry, s.carry)

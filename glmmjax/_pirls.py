@@ -41,6 +41,7 @@ from ._linalg import (
     solve,
     weighted_products,
 )
+from ._precision import by_precision
 from ._rows import chunk_rows, sum_over_rows
 from .families import Family
 
@@ -221,7 +222,7 @@ def find_mode(
 
     Not differentiable through its iterations; `conditional_mode` is.
     """
-    T = factors(params.theta, design)
+    T, dtype = factors(params.theta, design), params.beta.dtype
     hoisted = not joint and not chunk_rows(design)
     if hoisted:  # the fixed part out of the loop, where XLA would compute it in every turn
         design = replace(design, offset=fixed_part(params.beta, design))
@@ -250,7 +251,7 @@ def find_mode(
         newton = newton_step(sums, u, T, design)
 
         first = ~jnp.isfinite(s.value)
-        falls = first | nearly | (value <= s.value + 1e-13 * jnp.abs(s.value))
+        falls = first | nearly | (value <= s.value + by_precision(1e-13, 2e-6, dtype) * jnp.abs(s.value))
         accepted = jnp.isfinite(value) & falls
         usable = accepted & newton.ok
         # accepted, but no Newton step from here: try again with safe weights; rejected: half the step
@@ -272,7 +273,7 @@ def find_mode(
         )
         flags = (
             status
-            + jnp.where(usable & (relative < 1e-9), _NEARLY, 0)
+            + jnp.where(usable & (relative < by_precision(1e-9, 1e-6, dtype)), _NEARLY, 0)
             + jnp.where(to_fisher, _FISHER, 0)
             + jnp.where(converged | failed, _DONE, 0)
         )
@@ -288,7 +289,6 @@ def find_mode(
     def unfinished(s: _State) -> Array:
         return (s.flags < _DONE) & (s.iterations < MAX_ITERATIONS)
 
-    dtype = params.beta.dtype
     count = jnp.zeros((), jnp.int32)
     base = (u0, params.beta if joint else None)
     start = _State(

@@ -22,6 +22,11 @@ def x64(on: bool = True) -> Any:
     return experimental.enable_x64(on)
 
 
+def by_precision(double: float, single: float, dtype: Any) -> float:
+    """One of two numbers: what rounding allows in arrays of this type."""
+    return double if np.dtype(dtype).itemsize >= 8 else single
+
+
 def cache_directory() -> Path | None:
     """Where compiled programs are kept: $GLMMJAX_CACHE, or the user's cache directory; None if "off"."""
     chosen = os.environ.get("GLMMJAX_CACHE")
