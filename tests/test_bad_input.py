@@ -221,6 +221,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "unknown link": ({"family": "binomial(logti)"}, ValueError, ["'logti'", "logit", "probit"]),
     "quasi": ({"family": "quasibinomial"}, ValueError, ["quasi", "observation-level", "beta-binomial"]),
     "hessian": ({"hessian": "exact"}, ValueError, ["hessian", "'expected' or 'observed'", "'exact'"]),
+    "device": ({"device": "abacus"}, ValueError, ["'abacus'", "cpu"]),
     "na": ({"na": "omit"}, ValueError, ["na", "'omit'"]),
     "start name": ({"start": {"thta": [1.0]}}, TypeError, ["'thta'", "did you mean 'theta'"]),
     "start size": ({"start": {"theta": [1.0, 2.0]}}, ValueError, ["start['theta']", "2 values", "needs 1"]),
@@ -262,7 +263,7 @@ def test_every_argument_does_something() -> None:
     known = set(inspect.signature(gj.glmer).parameters)
     assert known <= {
         "formula", "data", "family", "nAGQ", "weights", "offset", "hessian", "start", "control",
-        "contrasts", "subset", "na", "verbose", "unknown",
+        "contrasts", "subset", "na", "verbose", "device", "unknown",
     }  # fmt: skip
 
 
