@@ -351,7 +351,7 @@ class Engine:
         lanes = 2 ** (lanes.bit_length() - 1)
         # few sizes, as each is compiled anew; idle lanes of few datasets cost less than that
         self.lanes = max(1, lanes // 4) if share <= lanes // 4 else lanes
-        turns = [t for t in (1, 8) if t * self.lanes >= share and t < BLOCK_TURNS]
+        turns = [t for t in (1, 4, 16) if t * self.lanes >= share and t < BLOCK_TURNS]
         #: datasets per block and device
         self.size = self.lanes * (turns[0] if turns else BLOCK_TURNS)
         self._mesh = Mesh(np.array(self.devices), (AXIS,)) if len(self.devices) > 1 else None

@@ -82,7 +82,7 @@ def fit_many(
     are those of `glmer` and `lmer`. A dataset that cannot be fitted is reported and harms no other.
 
     Args:
-        formula: as `glmer`. With `y` it has no response: ``"~ x + (1 | g)"``.
+        formula: as `glmer`. With `y` it needs no response, ``"~ x + (1 | g)"``; one that it has is not used.
         data: table of all datasets one below the other (with `by`), or of the design (with `y`).
         family: "gaussian" (as `lmer`), or any family of `glmer`.
         by: column that names each row's dataset.
@@ -195,15 +195,12 @@ class _Columns(_Source):
     """Responses of one design."""
 
     def __init__(self, model: _Model, data: Any, y: Any, arguments: dict[str, Any]) -> None:
-        parsed = parse(model.formula)
-        if parsed.response is not None:
-            raise DataError(
-                f"with y= the formula has no response: leave out {model.formula.split('~')[0].strip()!r} before the '~'"
-            )
-        self._formula, self._data, self._arguments = model.formula, data, arguments
+        parse(model.formula)
+        formula = "~" + model.formula.partition("~")[2]  # a response of its own gives way to those of y
+        self._formula, self._data, self._arguments = formula, data, arguments
         responses = as_responses(y)
         shared: dict[str, Any] = {k: None if _by_response(v, responses.B) else v for k, v in arguments.items()}
-        frame = build(model.formula, data, require_response=False, **shared)
+        frame = build(formula, data, require_response=False, **shared)
         if responses.n != frame.keep.size:
             other = " (its rows are responses: transpose it)" if responses.B == frame.keep.size else ""
             raise DataError(f"y has {responses.n} rows, the data have {frame.keep.size}{other}")
