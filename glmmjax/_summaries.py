@@ -140,7 +140,7 @@ def count_distribution(model: MixedModel) -> Any:
             )
         if isinstance(family, Poisson):
             return stats.poisson(mu)
-        shape = float(family.shape(model._estimates.phi))
+        shape = float(model._estimates.phi[0]) if family.theta is None else family.theta
         return stats.nbinom(shape, shape / (shape + mu))
     raise NotSupportedError(
         f"family {family.name} is known by its log density alone, without the distribution function that this needs"
