@@ -15,13 +15,13 @@ from . import _optimise as opt
 from ._covariance import Unstructured, semidefinite_cholesky
 from ._design import Design, Term
 from ._engine import Ends, Engine, Generalised, Kind, Linear
-from ._fit import NEAR_ZERO, ZERO_COST, safe_inverse
+from ._fit import CONCAVE, FLAT, LEAST_CURVATURE, LEAST_PART, NEAR_ZERO, UNDETERMINED, ZERO_COST, safe_inverse
 
 #: Restarts from points that are no minima.
 RESTARTS = 4
 SINGULAR = 1e-4
 #: Eigenvalues of a Hessian up to this part of the largest are noise.
-FLAT = 1e-10
+NOISE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,18 @@ class _Shape:
 
     @property
     def flat(self) -> np.ndarray:
-        return np.asarray((self.values < 1e-8) & self.finite[:, None])
+        return np.asarray((self.values < FLAT) & self.finite[:, None])
 
     @property
     def minimum(self) -> np.ndarray:
-        return np.asarray(self.finite & (self.values.min(axis=1, initial=0.0) > -1e-5))
+        return np.asarray(self.finite & (self.values.min(axis=1, initial=0.0) > CONCAVE))
 
 
 def _shape(H: np.ndarray) -> _Shape:
     finite = np.isfinite(H).all((1, 2))
     H = np.where(finite[:, None, None], H, np.eye(H.shape[1]))
     diagonal = np.abs(np.diagonal(H, axis1=1, axis2=2))
-    least = np.maximum(1e-3, 1e-10 * diagonal.max(axis=1, initial=0.0))
+    least = np.maximum(LEAST_CURVATURE, LEAST_PART * diagonal.max(axis=1, initial=0.0))
     units = 1.0 / np.sqrt(np.maximum(diagonal, least[:, None]))
     values, vectors = np.linalg.eigh(H * units[:, :, None] * units[:, None, :])
     return _Shape(values, vectors, units, finite)
@@ -259,7 +259,7 @@ def judge(
         vcov = solve @ information @ solve.transpose(0, 2, 1)
     else:
         root = shape.units[:, :, None] * shape.vectors
-        moved = np.abs(root) > 0.3 * np.linalg.norm(root, axis=2, keepdims=True)
+        moved = np.abs(root) > UNDETERMINED * np.linalg.norm(root, axis=2, keepdims=True)
         off = (moved & shape.flat[:, None, :]).any(axis=2)[:, t : t + p]
         mine = solve @ root[:, t : t + p]
         vcov = 2.0 * (mine * weight[:, None, :]) @ mine.transpose(0, 2, 1)
@@ -304,7 +304,7 @@ def _satterthwaite(more: np.ndarray, t: int, p: int, size: np.ndarray) -> np.nda
     slope = np.einsum("bji,bikt,bjk->bjt", rows, slopes, rows)
     good = np.isfinite(H).all((1, 2))
     values, vectors = np.linalg.eigh(np.where(good[:, None, None], 0.5 * (H + H.transpose(0, 2, 1)), np.eye(t)))
-    up = values > np.maximum(1e-8, FLAT * values[:, -1:])
+    up = values > np.maximum(1e-8, NOISE * values[:, -1:])
     along = np.square(np.einsum("bjt,bts->bjs", slope, vectors))
     spread = 2.0 * (along * np.where(up, 1.0 / np.where(up, values, 1.0), 0.0)[:, None, :]).sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):

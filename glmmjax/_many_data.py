@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ._columns import Factor, Table
+from ._columns import Factor, Table, missing_column
 from ._covariance import Unstructured
 from ._design import Design, Term
 from ._errors import DataError, FormulaError
@@ -160,7 +160,7 @@ class Splitter:
 
     def __init__(self, formula: Any, data: pd.DataFrame, by: str, family: Family, arguments: dict[str, Any]) -> None:
         if by not in data.columns:
-            raise DataError(f"no column {by!r} in the data to split by; its columns are: {', '.join(map(str, data))}")
+            raise DataError(missing_column(by, list(map(str, data))))
         self.formula, self.family = formula, family
         codes, names = pd.factorize(data[by], use_na_sentinel=True)
         if (codes < 0).any():
