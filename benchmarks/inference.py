@@ -125,12 +125,16 @@ def _worker(case: InferenceCase, settings: Settings) -> None:
     def bootstrap() -> np.ndarray:
         return again().bootstrap(case.replicates[0], seed=1).summary()["std_error"][list(m.fixef.index)].to_numpy()[:2]
 
-    def influence(method: str) -> Callable[[], np.ndarray]:
-        return lambda: again().influence(case.group, method).cooks_distance("lme4").nlargest(2).to_numpy()
+    def influence(method: str, batched: bool = False) -> Callable[[], np.ndarray]:
+        return lambda: again().influence(case.group, method, batched).cooks_distance("lme4").nlargest(2).to_numpy()
 
     tasks: dict[str, Callable[[], np.ndarray]] = {"": profile if case.task == "profile" else bootstrap}
     if case.task == "influence":
-        tasks = {"exact refits": influence("exact"), "first order": influence("first-order")}
+        tasks = {
+            "exact refits": influence("exact"),
+            "exact refits, together": influence("exact", True),
+            "first order": influence("first-order"),
+        }
     for variant, task in tasks.items():
         start = time.perf_counter()
         value = task()

@@ -1,8 +1,8 @@
 """Bootstrap distributions of a model's estimates: simulated responses, resampled residuals, or resampled groups.
 
-Many replicates are fitted together (`_engine`); few, or those of resampled groups, each by the program that the
-fit itself compiled, on another response or on rows padded with weight 0 to one shape. Standard errors, and with them
-half of a fit's evaluations, are left out.
+Many replicates are fitted together (`_refits`); few each by the program that the fit itself compiled, on another
+response or on rows padded with weight 0 to one shape. Standard errors, and with them half of a fit's evaluations, are
+left out.
 
 Sources: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (groups), chapter 5 (intervals);
 Bates et al. 2015, J. Stat. Softw. 67(1), section 5.2 (parametric); Carpenter, Goldstein & Rasbash 2003, J. R. Stat.
@@ -12,39 +12,31 @@ Soc. C 52 (residuals scaled to sigma).
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
-from ._batch import Many, fit_block
+from ._batch import Many
 from ._design import design_arrays
-from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._fit import Problem
 from ._fit_glmm import GeneralisedProblem
 from ._fit_lmm import LinearProblem
 from ._fit_many import standard_deviations
 from ._many_data import Labels
-from ._many_responses import Layout
 from ._precision import persistent_cache, x64
 from ._profile import standard_focals
-from ._progress import counter, progress
+from ._progress import progress
+from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_responses, information_by_cluster
 
 if TYPE_CHECKING:
     from .results import MixedModel
 
 KINDS = ("parametric", "semiparametric", "groups")
-#: Replicates from which on they are fitted many at a time (`_engine`): cbpp takes 0.1 ms a fit instead of 0.7, but the
-#: programs take seconds to compile, and half a second to load from the cache.
-BATCH_FROM = 1_000
 #: A coefficient that moves the linear predictor by more than this over the data has run off.
 RUN_OFF = 15.0
 INTERVALS = ("percentile", "basic", "normal")
@@ -56,8 +48,8 @@ class Bootstrap:
 
     Attributes:
         kind, seed: as asked for. frame: (nsim, statistics) values of the replicates; rows of failed refits are NaN.
-        observed: the statistics of the fit. failed: numbers of the replicates whose refit did not converge, or whose
-            coefficients ran off (a separated response).
+        observed: the statistics of the fit. failed: numbers of the replicates whose refit did not converge, whose
+            coefficients ran off (a separated response), or whose levels do not tell some fixed effect.
         singular: how many of the others had a standard deviation below 1e-4.
     """
 
@@ -146,8 +138,12 @@ def bootstrap(
     spread = np.abs(np.asarray(model._design.X)).max(axis=0, initial=0.0)
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)
-    if kind != "groups" and (nsim >= BATCH_FROM if batched is None else batched):
-        fits = fit_responses(model, draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
+    levels, deficient = _draw_levels(model, int(nsim), seed) if kind == "groups" else (None, np.zeros(int(nsim), bool))
+    if nsim >= BATCH_FROM if batched is None else batched:
+        if levels is not None:
+            fits = fit_levels(model, levels, limits, start)
+        else:
+            fits = fit_responses(model, draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
         out, good = many_values(model, fits), fits.converged
         if not model.is_linear:
             good = good & ~(np.abs(fits.beta) * spread > RUN_OFF).any(axis=1)
@@ -155,8 +151,12 @@ def bootstrap(
     else:
         out = np.full((int(nsim), len(names)), np.nan)
         good, singular = np.zeros(int(nsim), bool), np.zeros(int(nsim), bool)
+        if levels is not None:
+            problems = _of_groups(model, levels)
+        else:
+            problems = (model._problem.with_response(y) for y in draw_responses(model, int(nsim), seed, kind))
         with persistent_cache(), x64():
-            for i, problem in enumerate(progress(_problems(model, int(nsim), seed, kind), "bootstrap", int(nsim))):
+            for i, problem in enumerate(progress(problems, "bootstrap", int(nsim))):
                 found = problem.run(problem.start(start), limits, "own")
                 theta, beta, sigma, phi = natural_parameters(problem, found)
                 good[i] = found.status == opt.CONVERGED
@@ -165,44 +165,11 @@ def bootstrap(
                 out[i] = _values(model, theta, beta, sigma, phi)
                 diagonals = [np.diag(t.structure.host_factor(theta[t.theta])) for t in problem.original.terms]
                 singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
+    good &= ~deficient
     out[~good] = np.nan
     frame = pd.DataFrame(out, columns=names)
     failed = tuple(np.flatnonzero(~good).tolist())
     return Bootstrap(kind, seed, frame, pd.Series(observed, names), failed, int((singular & good).sum()))
-
-
-def fit_responses(
-    model: MixedModel,
-    responses: Iterator[np.ndarray],
-    total: int,
-    limits: opt.Limits,
-    start: dict[str, np.ndarray] | None = None,
-) -> Many:
-    """Fits of a model's design to other responses (n,), many at a time."""
-    spec = model._spec
-    layout = Layout(model._data, spec.family)
-    terms = layout.template.terms
-    kind: Kind = Linear(bool(spec.REML), terms, False)
-    if not model.is_linear:
-        kind = Generalised(spec.family, spec.hessian, spec.nAGQ)
-    workers = cores()
-    engine = Engine(kind, layout.n, total, jax.local_devices()[:1], workers)
-
-    def fit(block: list[np.ndarray]) -> Many:
-        y = np.stack(block + [block[-1]] * (engine.block - len(block)))
-        with x64():
-            return fit_block(engine, layout.with_responses(y), layout.own, len(block), limits, start)
-
-    parts: list[Many] = []
-    with persistent_cache(), ThreadPoolExecutor(workers) as pool, counter("refits", total) as count:
-        waiting: deque[Future[Many]] = deque()
-        while block := list(islice(responses, engine.block)):
-            waiting.append(pool.submit(fit, block))
-            if len(waiting) > workers:
-                parts.append(waiting.popleft().result())
-                count(engine.block)
-        parts += [future.result() for future in waiting]
-    return Many.together(parts)
 
 
 def many_values(model: MixedModel, fits: Many) -> np.ndarray:
@@ -277,16 +244,9 @@ def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterat
         done += size
 
 
-def _problems(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[Problem]:
-    if kind == "groups":
-        yield from _of_groups(model, nsim, seed)
-        return
-    for y in draw_responses(model, nsim, seed, kind):
-        yield model._problem.with_response(y)
-
-
-def _of_groups(model: MixedModel, nsim: int, seed: Any) -> Iterator[Problem]:
-    """Designs of levels drawn with replacement, each draw a level of its own; rows padded to one number by weight 0."""
+def _draw_levels(model: MixedModel, nsim: int, seed: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(nsim, m) levels of the only grouping factor, with replacement, and which draws leave out all levels that tell
+    some fixed effect; these are replaced by the data themselves."""
     from .results import NotSupportedError
 
     design = model._design
@@ -295,10 +255,22 @@ def _of_groups(model: MixedModel, nsim: int, seed: Any) -> Iterator[Problem]:
             f"kind='groups' resamples the levels of one grouping factor, the model has {len(design.z)} "
             f"({', '.join(model.ngrps)}); use 'parametric'"
         )
-    rng = np.random.default_rng(seed)
+    m, p = design.n_levels[0], design.p
+    draws = np.random.default_rng(seed).integers(0, m, (nsim, m))
+    deficient = np.zeros(nsim, bool)
+    if p:
+        parts = information_by_cluster(np.asarray(design.X), np.asarray(design.level[0]), m)
+        for i, draw in enumerate(draws):
+            deficient[i] = np.linalg.eigvalsh(parts[draw].sum(axis=0))[0] < LEAST_INFORMATION
+    draws[deficient] = np.arange(m)
+    return draws, deficient
+
+
+def _of_groups(model: MixedModel, draws: np.ndarray) -> Iterator[Problem]:
+    """Designs of drawn levels, each draw a level of its own; rows padded to one number by weight 0."""
+    design = model._design
     level, m = np.asarray(design.level[0]), design.n_levels[0]
     members = [np.flatnonzero(level == j) for j in range(m)]
-    draws = rng.integers(0, m, (nsim, m))
     size = max(int(np.array([r.size for r in members])[d].sum()) for d in draws)
     for draw in draws:
         rows = np.concatenate([members[j] for j in draw])

@@ -3,15 +3,14 @@
 All rest on the implicit function theorem at the estimates x^: with D(x; a) the deviance as a function of parameters and
 data a, dx^/da = -H^-1 d2D/dx da. To first order a row is deleted by moving its weight from 1 to 0 (the infinitesimal
 jackknife). A group takes its random effects with it, of which a weight of its rows knows nothing: it is deleted by one
-step -H^-1 grad D_(-g), D_(-g) the deviance without its rows. Exactly, either is a refit of the same program with
-weights of 0.
+step -H^-1 grad D_(-g), D_(-g) the deviance without its rows. Exactly, either is a refit with weights of 0: few by the
+fit's own program, many together (`_refits`).
 
 Sources: Cook 1977, Technometrics 19; Jaeckel 1972 (infinitesimal jackknife); White 1982, Econometrica 50 (sandwich).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
 from ._progress import progress
 from ._pyplot import pyplot
+from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_weights, information_by_cluster
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -111,7 +111,8 @@ class Influence:
         groups: what was deleted: a factor, or None for rows. method: "first-order" or "exact".
         change: estimates without minus with, one row per deletion, one column per parameter (theta, fixed effects,
             log dispersion or log sigma).
-        failed: labels of the deletions whose refit did not converge.
+        failed: labels of the deletions whose refit did not converge, or without which some fixed effect is not
+            determined (NaN).
     """
 
     groups: str | None
@@ -188,7 +189,7 @@ class Influence:
         lines = [f"Influence of deleting {what} ({self.method}; {len(cook)} deletions); largest Cook's distances:"]
         lines.append(cook.head(6).to_string())
         if self.failed:
-            lines.append(f"Not converged without: {', '.join(map(str, self.failed))}")
+            lines.append(f"Not converged, or not determined, without: {', '.join(map(str, self.failed))}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -197,7 +198,9 @@ class Influence:
         return self.to_frame().sort_values("cooks_distance", ascending=False).head(10).to_html(index=False)
 
 
-def influence(model: MixedModel, groups: str | None = None, method: str = "first-order") -> Influence:
+def influence(
+    model: MixedModel, groups: str | None = None, method: str = "first-order", batched: bool | None = None
+) -> Influence:
     """See `MixedModel.influence`."""
     if method not in ("first-order", "exact"):
         raise ValueError(f"method must be 'first-order' or 'exact', got {method!r}")
@@ -210,7 +213,12 @@ def influence(model: MixedModel, groups: str | None = None, method: str = "first
         scores = made.scores() if groups is None else made.cluster_scores(codes, len(labels))
         moves = (made.inverse @ scores).T
     else:
-        names, moves, failed = _refits(model, codes, labels)
+        parts = information_by_cluster(np.asarray(model._design.X), codes, len(labels))
+        known = 1.0 - np.linalg.eigvalsh(parts).max(axis=1, initial=0.0) > LEAST_INFORMATION
+        names, found, converged = _refits(model, codes, np.flatnonzero(known), batched)
+        moves, good = np.full((len(labels), len(names)), np.nan), known.copy()
+        moves[known], good[known] = found, converged
+        failed = [label for label, fine in zip(labels, good, strict=True) if not fine]
     index = pd.Index(labels, name=groups or "row")
     change = pd.DataFrame(moves, index=index, columns=names)
     return Influence(groups, method, change, tuple(failed), covariance, model._design.n_theta)
@@ -225,8 +233,10 @@ def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: f
     return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else np.log(phi)])
 
 
-def _refits(model: MixedModel, codes: np.ndarray, labels: Sequence[Any]) -> tuple[list[str], np.ndarray, list[Any]]:
-    """Changes (deletions, P) by refitting without each cluster, from the estimates of the whole fit."""
+def _refits(
+    model: MixedModel, codes: np.ndarray, clusters: np.ndarray, batched: bool | None
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the parameters, their changes (c, P) by refitting without each of the clusters, and which converged."""
     whole = model._estimates
     begin = {"theta": whole.theta, "beta": whole.beta, "phi": whole.phi}
     if model.is_linear:
@@ -237,16 +247,21 @@ def _refits(model: MixedModel, codes: np.ndarray, labels: Sequence[Any]) -> tupl
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)  # nothing asks for standard errors
     base = _parameters(model, whole.theta, whole.beta, whole.sigma, whole.phi)
-    moves, failed = np.full((len(labels), base.size), np.nan), []
+    m = clusters.size
+    each = (np.where(codes == j, 0.0, weights) for j in clusters)
+    if m and (m >= BATCH_FROM if batched is None else batched):
+        fits = fit_weights(model, each, m, limits, begin)
+        last = np.log(fits.sigma)[:, None] if model.is_linear else np.log(fits.phi)
+        moves = np.column_stack([fits.theta, fits.beta, last]) - base
+        return names, moves, fits.converged
+    moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
     with persistent_cache(), x64():
-        for j in progress(range(len(labels)), "refits"):
-            without = np.where(codes == j, 0.0, weights)
+        for j, without in enumerate(progress(each, "refits", m)):
             problem = model._problem.with_weights(without)
             found = problem.run(problem.start(begin), limits, "own")
             moves[j] = _parameters(model, *natural_parameters(problem, found)) - base
-            if found.status != opt.CONVERGED:
-                failed.append(labels[j])
-    return names, moves, failed
+            good[j] = found.status == opt.CONVERGED
+    return names, moves, good
 
 
 def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataFrame:

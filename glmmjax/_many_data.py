@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import jax
@@ -33,8 +33,6 @@ MAX_WASTE = 1.6
 #: Padded cells that are worth another shape, which takes seconds to compile.
 CELLS_PER_SHAPE = 4_000_000
 MAX_SHAPES = 6
-#: Products of level pairs per dataset beyond which crossed factors are not stacked.
-MAX_PRODUCTS = 4_000_000
 ROWWISE = {"I", "log", "log2", "log10", "log1p", "exp", "expm1", "sqrt", "abs", "offset", "sin", "cos", "tan"}
 
 
@@ -404,11 +402,6 @@ class Stack:
         self._widths = [widths[g] for g in order]
         self._plan, self._own_plan = self._make_plan(slice(0, 1))
         self.template, self.own = self._design(np.arange(1), flags=True)
-
-    @cached_property
-    def products(self) -> int:
-        """Products of level pairs that eliminating takes."""
-        return sum(int(np.size(p.target)) for e in self._plan.products for p in e)
 
     def _make_plan(self, members: slice) -> tuple[Plan, bool]:
         """Plan of one dataset, and whether plans differ between datasets."""

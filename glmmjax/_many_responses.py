@@ -59,24 +59,25 @@ def as_responses(y: Any) -> Responses:
 
 
 class Layout:
-    """A model frame's design in the layout of a stack, shared by all responses.
+    """A model frame's design in the layout of a stack, shared by many fits but for the arrays named `own`.
 
     Attributes:
-        template: design of one response. own: flags of the leaves that every response has of its own.
+        template: design of one fit. own: flags of the leaves that every fit has of its own.
         n: rows of the layout, empty ones included.
     """
 
-    def __init__(self, frame: ModelData, family: Family, weights: bool = False, offset: bool = False) -> None:
-        zero = replace(frame, y=np.zeros(frame.nobs))
-        stack = Stack(make_group([zero], [0]), [len(t.levels) for t in _blocks_of(frame)], family)
+    def __init__(self, frame: ModelData, family: Family, own: set[str]) -> None:
+        frame = frame if frame.y is not None else replace(frame, y=np.zeros(frame.nobs))
+        stack = Stack(make_group([frame], [0]), [len(t.levels) for t in _blocks_of(frame)], family)
         self.labels, self.n = stack.labels, stack.n
         self._position = stack.position
         self.y_empty, self.offset_empty = stack.y_empty, stack.offset_empty
         squeezed = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, stack.template, stack.own)
         flags = jax.tree.map(lambda _: False, squeezed)
-        self.own = replace(flags, y=True, weights=weights, offset=offset)
+        changes = {name: jax.tree.map(lambda _: True, getattr(flags, name)) for name in own}
+        self.own = replace(flags, **changes)
         self.weights = np.asarray(squeezed.weights)[self._position]
-        self.template = replace(squeezed, y=self.filled(np.zeros((1, frame.nobs)), self.y_empty))
+        self.template = squeezed
 
     def filled(self, rows: np.ndarray, empty: float) -> np.ndarray:
         """Values (b, n of the frame) in the layout, (b, n)."""
@@ -87,6 +88,10 @@ class Layout:
     def with_responses(self, y: np.ndarray) -> Design:
         """Arrays of responses (b, n of the frame)."""
         return replace(self.template, y=self.filled(y, self.y_empty))
+
+    def with_weights(self, weights: np.ndarray) -> Design:
+        """Arrays with weights (b, n of the frame)."""
+        return replace(self.template, weights=self.filled(weights, 0.0))
 
 
 class Shared(Layout):
@@ -101,7 +106,7 @@ class Shared(Layout):
         errors: dict[int, str],
     ) -> None:
         missing = not hasattr(responses.columns, "tocsc") and bool(np.isnan(np.asarray(responses.columns, float)).any())
-        super().__init__(frame, family, "weights" in own or missing, "offset" in own)
+        super().__init__(frame, family, {"y", *own} | ({"weights"} if missing else set()))
         self._responses, self._family, self._errors = responses, family, errors
         self._keep = np.flatnonzero(frame.keep)
         self._given = {k: v[self._keep] for k, v in own.items()}

@@ -851,7 +851,7 @@ class MixedModel:
             statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
                 sigma and fixed effects, which is much faster.
             batched: fit replicates together by the programs of `glmmjax.fit_many`, some ten times as fast once these
-                are compiled (or found in the cache); None does so from 1,000 replicates on. Not for "groups".
+                are compiled (or found in the cache); None does so from 1,000 replicates on.
 
         Returns:
             `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
@@ -921,20 +921,23 @@ class MixedModel:
 
         return sensitivity(self, what)
 
-    def influence(self, groups: str | None = None, method: str = "first-order") -> Influence:
+    def influence(
+        self, groups: str | None = None, method: str = "first-order", batched: bool | None = None
+    ) -> Influence:
         """What deleting each level of a grouping factor, or each row, does to the estimates.
 
         Args:
             groups: a grouping factor, or another column whose levels are deleted one by one; None for rows.
             method: "first-order", from derivatives in the weights (of a REML fit: its ML fit's), or
                 "exact", by refits.
+            batched: refit many at a time, as in `bootstrap`; None does so from 1,000 deletions on.
 
         Returns:
             `Influence`: `change`, `cooks_distance()`, `dfbeta()`, `dfbetas()`, `to_frame()`, `plot()`.
         """
         from ._influence import influence
 
-        return influence(self, groups, method)
+        return influence(self, groups, method, batched)
 
     def cooks_distance(self, groups: str | None = None, method: str = "first-order") -> pd.Series:
         """`influence(groups, method).cooks_distance()`."""

@@ -47,6 +47,21 @@ def test_lanes_of_one_program_are_single_fits() -> None:
         assert_close(many.good, one.good, atol=3e-5 * max(1.0, m.sigma))
 
 
+@pytest.mark.parametrize("sizes", [[6] * 12, [60, 3, 4, 5, 3, 3, 4, 9, 3, 5, 4, 3]], ids=["even", "uneven"])
+def test_resampled_groups_in_lanes(sizes: list[int], rng: np.random.Generator) -> None:
+    """Rows in a grid, and rows padded; draws without the two treated levels tell nothing of the treatment."""
+    g = np.repeat(np.arange(12), sizes)
+    data = pd.DataFrame({"g": g, "treated": 1.0 * (g < 2), "x": rng.normal(size=g.size)})
+    data["y"] = rng.poisson(np.exp(0.3 * data["x"] + 0.6 * rng.normal(size=12)[g]))
+    m = gj.glmer("y ~ x + treated + (1 | g)", data, "poisson")
+    one, many = (m.bootstrap(30, 3, "groups", batched=batched) for batched in (False, True))
+    draws = np.random.default_rng(3).integers(0, 12, (30, 12))
+    without = np.flatnonzero((draws >= 2).all(axis=1))
+    assert without.size and set(without) <= set(one.failed)
+    assert one.failed == many.failed and one.singular == many.singular
+    assert_close(many.good, one.good, atol=3e-5)
+
+
 def test_distribution() -> None:
     """Spread of the replicates is the standard error; seeds reproduce."""
     m = sleep()

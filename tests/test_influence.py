@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import DenseLaplace, assert_close, load_data
 
@@ -55,6 +56,24 @@ def test_exact_deletion_is_a_fit_without_the_rows(model: Any) -> None:
         rest = rest.assign(**{group: rest[group].cat.remove_unused_categories()})
         fit = gj.glmer(CBPP, rest) if model is cbpp else gj.lmer(SLEEP, rest, REML=False)
         assert_close(found.change.loc[label], estimates(fit) - estimates(m), atol=2e-5, what=str(label))
+
+
+@pytest.mark.parametrize(("model", "group"), [(cbpp, "herd"), (sleep, "Subject")], ids=["cbpp", "sleep"])
+def test_deletions_together_are_deletions_in_turn(model: Any, group: str) -> None:
+    one, many = (model().influence(group, "exact", batched=batched) for batched in (False, True))
+    assert not one.failed and not many.failed
+    assert_close(many.change, one.change, atol=3e-6)
+
+
+def test_deletion_of_the_only_level_that_tells_a_fixed_effect(rng: np.random.Generator) -> None:
+    g = np.repeat(np.arange(8), 6)
+    data = pd.DataFrame({"g": g, "first": 1.0 * (g == 0), "y": rng.normal(size=48) + 3.0 * np.sin(g)})
+    m = gj.lmer("y ~ first + (1 | g)", data, REML=False)
+    for batched in (False, True):
+        found = m.influence("g", "exact", batched=batched)
+        assert found.failed == ("0",)
+        assert found.change.loc["0"].isna().all() and found.change.drop("0").notna().all(axis=None)
+        assert "without: 0" in str(found)
 
 
 @pytest.mark.parametrize(("model", "group"), [(cbpp, "herd"), (sleep, "Subject")], ids=["cbpp", "sleep"])
