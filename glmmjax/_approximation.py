@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from . import _programs as programs
 from ._design import Design
 from ._fit import safe_inverse
 from ._fit_glmm import Carry, GeneralisedProblem
@@ -63,7 +64,7 @@ def _local(params: Parameters, u: Array, design: Design, family: Family, hessian
     return local(u, T[0], blocks.diagonal[0], params, design, family)
 
 
-@partial(jax.jit, static_argnames=("family", "hessian"))
+@programs.kept("family", "hessian")
 def _by_level(
     params: Parameters, u: Array, design: Design, k: Array, z: Array, log_w: Array, family: Family, hessian: str
 ) -> tuple[Array, Array]:
@@ -110,7 +111,8 @@ def levels_at(model: MixedModel, k: int) -> Levels:
     z, log_w = np.zeros(MAX_POINTS), np.zeros(MAX_POINTS)
     z[:k], log_w[:k] = rule.z, np.log(rule.w)
     with persistent_cache(), x64():
-        found = _by_level(*_arguments(model), np.int32(k), z, log_w, model.family, model._spec.hessian)
+        settings = {"family": model.family, "hessian": model._spec.hessian}
+        found = _by_level(*_arguments(model), np.int32(k), z, log_w, **settings)
         laplace, ratio = (np.asarray(x) for x in found)
     return Levels(laplace, laplace - 2.0 * ratio)
 

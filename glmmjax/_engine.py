@@ -9,7 +9,6 @@ each of them runs the program on its own share of the block, without communicati
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -327,10 +326,6 @@ class _Programs(NamedTuple):
     more: Any  # None where the kind has no more
 
 
-_compiled: dict[Any, _Programs] = {}
-_lock = threading.Lock()
-
-
 class Engine:
     """Fits blocks of datasets of one shape.
 
@@ -377,30 +372,19 @@ class Engine:
             (np.shape(a), np.asarray(a).dtype.str if np.isscalar(a) else str(a.dtype)) for a in design.leaves
         )
         key = (self.kind, design.key, shapes, self.lanes, self.size, self.devices, str(arguments[0].dtype))
-        with _lock:
-            if key not in _compiled:
-                _compiled[key] = self._load_or_compile(key, design, arguments, limits)
-            return _compiled[key]
 
-    def _load_or_compile(
-        self, key: tuple[Any, ...], design: _Some, arguments: tuple[Any, ...], limits: opt.Limits
-    ) -> _Programs:
-        stored = self.kind.stored
-        name = None if stored is None else programs.name_of((stored, str(design.key), key[2:5], key[6:]), self.devices)
-        if name is None or not programs.usable(self.devices):
-            return self._compile(design, *design.split, arguments, limits)
-        found = programs.load(name)
-        if found is None:
-            with programs.fresh():
-                made = self._compile(design, *design.split, arguments, limits)
-            programs.save(name, [program for program in made if program is not None])
-            return made
-        return _Programs(found[0], found[1], found[2] if len(found) > 2 else None)
+        def stored() -> Sequence[Any] | None:
+            text = self.kind.stored
+            return None if text is None else (text, str(design.key), *key[2:5], *key[6:])
+
+        make = partial(self._compile, design, *design.split, arguments, limits)
+        made = programs.obtain(key, stored, self.devices, make)
+        return _Programs(made[0], made[1], made[2] if len(made) > 2 else None)
 
     def _compile(
         self, design: _Some, own: list[Any], shared: list[Any], arguments: tuple[Any, ...], limits: opt.Limits
-    ) -> _Programs:
-        """Both programs, the first compiled while the second is traced."""
+    ) -> list[Any]:
+        """The programs, the first compiled while the second is traced."""
         global compilations
         mine, everyone = PartitionSpec(AXIS), PartitionSpec()
         options = lane_options() if self.devices[0].platform == "cpu" else None
@@ -419,12 +403,12 @@ class Engine:
             second = self._jit(partial(_search, **statics), [mine, everyone, mine, mine, mine, everyone], mine)
             lowered = second.lower(*data.split, starts, order, count, limits)
             search = pool.submit(lowered.compile, compiler_options=options)
-            more = None
+            more = []
             if self.kind.has_more:
                 third = self._jit(partial(_more, **statics), [mine, everyone, mine], mine)
-                more = third.lower(*data.split, starts.x).compile(compiler_options=options)
+                more = [third.lower(*data.split, starts.x).compile(compiler_options=options)]
             compilations += 2 + self.kind.has_more
-            return _Programs(begin.result(), search.result(), more)
+            return [begin.result(), search.result(), *more]
 
     def _data(self, design: _Some, tree: Any, extra: Any) -> _Some:
         """What the search reads, of `tree` with the structure of the design."""

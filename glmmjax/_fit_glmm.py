@@ -5,9 +5,10 @@ The programs are compiled once per (family, structure, shape) and are shared by 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
+from . import _programs as programs
 from ._design import Design, factors, fixed_part, linear_predictor, over_devices
 from ._fit import PATH_LENGTH, Problem, Scaling, Start
 from ._linalg import factorise, sandwich, spd_inverse
@@ -34,9 +36,13 @@ from ._pirls import (
     unspool,
     zero_u,
 )
+from ._precision import quick_options
 from ._quadrature import marginal
 from ._rows import sum_over_rows
 from .families import Family
+
+#: Rows up to which a fit with one grouping factor is compiled by `quick_options`.
+QUICK_ROWS = 20_000
 
 
 def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
@@ -225,6 +231,11 @@ def step(
     return opt.advance(make_objective(design, family, hessian, nAGQ, constant), state, inverse0, limits)
 
 
+def one_fit_options(design: Design) -> dict[str, Any] | None:
+    """Compiler options for the programs of a single fit."""
+    return quick_options() if len(design.z) == 1 and design.n <= QUICK_ROWS else None
+
+
 class GeneralisedProblem(Problem):
     """A GLMM: theta, beta and log phi outside (theta alone for nAGQ = 0), PIRLS inside."""
 
@@ -239,14 +250,40 @@ class GeneralisedProblem(Problem):
     def _static(self) -> tuple[Family, str, int]:
         return self.family, self.hessian, self.nAGQ
 
+    @cached_property
+    def _programs(self) -> tuple[Any, Any]:
+        """Compiled for these shapes: `starting_values` of (theta, phi, fixed, design), and `run` without statics."""
+        settings = {"family": self.family, "nAGQ": self.nAGQ}
+        more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
+        texts = ("GLMM", programs.family_key(self.family), self.hessian, f"{self.nAGQ} {PATH_LENGTH}")
+        model = ("GLMM", self.family, self.hessian, self.nAGQ)
+        found = programs.of_one_fit(model, texts, self.design, partial(self._compile, settings, more))
+        if found is None:
+            return partial(starting_values, **settings), partial(run, **settings, **more)
+        return found[0], found[1]
+
+    def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:
+        """Both at the same time: the second is traced with the shapes that the first will return."""
+        options = one_fit_options(self.design)
+        with ThreadPoolExecutor(1) as pool:
+            lowered = starting_values.lower(*self._start_from({}), self.design, **settings)
+            first = pool.submit(lowered.compile, compiler_options=options)
+            x, inverse, carry, constant = lowered.out_info
+            limits = opt.as_arrays(opt.Limits(0.0, 0, True))
+            second = run.lower(x, inverse, carry, limits, constant, self.design, **settings, **more)
+            compiled = second.compile(compiler_options=options)
+            return [first.result(), compiled]
+
     def with_response(self, y: np.ndarray) -> Problem:
         other = copy(self)
+        y = np.asarray(y, self.original.y.dtype)
         other.original = replace(self.original, y=y)
         other.design = replace(self.design, y=y)
         return other
 
     def with_weights(self, weights: np.ndarray) -> Problem:
         other = copy(self)
+        weights = np.asarray(weights, self.original.weights.dtype)
         other.original = replace(self.original, weights=weights)
         other.design = replace(self.design, weights=weights)
         return other
@@ -260,7 +297,7 @@ class GeneralisedProblem(Problem):
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
         # on the device: nothing waits for it
-        return Start(*starting_values(*self._start_from(start), self.design, self.family, self.nAGQ))
+        return Start(*self._programs[0](*self._start_from(start), self.design))
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design, beta = self.original, start.get("beta")
@@ -274,8 +311,9 @@ class GeneralisedProblem(Problem):
         return begin._replace(x=x, carry=begin.carry._replace(beta=own))
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
-        limits, x = tighter(limits), begin.x
-        return run(x, begin.inverse, begin.carry, limits, begin.constant, self.design, *self._static, PATH_LENGTH)
+        limits = opt.as_arrays(tighter(limits))
+        out: Array = self._programs[1](begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design)
+        return out
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, tighter(limits), begin.constant, self.design, *self._static)

@@ -19,10 +19,11 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
+from . import _programs as programs
 from ._bordered import Columns, quadratic, selected_inverse
 from ._design import Design, Term, factors_of
 from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal
-from ._fit_glmm import scale_z
+from ._fit_glmm import one_fit_options, scale_z
 from ._linalg import (
     Blocks,
     Factor,
@@ -321,6 +322,7 @@ class LinearProblem(Problem):
         self.family = Gaussian()
         self.scaling = Scaling(np.eye(design.p), c, 0)
         self._cross: CrossProducts | None = None
+        self._program: Any = None  # compiled for these shapes
 
     @property
     def cross(self) -> CrossProducts:
@@ -335,6 +337,7 @@ class LinearProblem(Problem):
 
     def with_response(self, y: np.ndarray) -> LinearProblem:
         other = copy(self)
+        y = np.asarray(y, self.original.y.dtype)
         other.original = replace(self.original, y=y)
         other._scaled = replace(self._scaled, y=y)
         other._cross = None
@@ -342,6 +345,7 @@ class LinearProblem(Problem):
 
     def with_weights(self, weights: np.ndarray) -> LinearProblem:
         other = copy(self)
+        weights = np.asarray(weights, self.original.weights.dtype)
         other.original = replace(self.original, weights=weights)
         other._scaled = replace(self._scaled, weights=weights)
         other._cross = None
@@ -380,8 +384,21 @@ class LinearProblem(Problem):
         return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
-        limits = self._limits(limits, metric)
-        return _run(begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml, metric, PATH_LENGTH)
+        limits = opt.as_arrays(self._limits(limits, metric))
+        arguments = begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml
+        settings = {"metric": metric, "path_length": PATH_LENGTH}
+        if metric != "own":
+            return _run(*arguments, **settings)
+        if self._program is None:
+            texts = ("LMM", str(settings))
+
+            def compiled() -> list[Any]:
+                return [_run.lower(*arguments, **settings).compile(compiler_options=one_fit_options(self._scaled))]
+
+            found = programs.of_one_fit(("LMM",), texts, self._scaled, compiled)
+            self._program = partial(_run, **settings) if found is None else found[0]
+        out: Array = self._program(*arguments)
+        return out
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

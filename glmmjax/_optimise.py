@@ -94,6 +94,12 @@ class Limits(NamedTuple):
     hessian: Array | np.ndarray | bool
 
 
+def as_arrays(limits: Limits) -> Limits:
+    """Limits of fixed types, as compiled programs take them."""
+    tol, most, hessian = limits
+    return Limits(np.asarray(tol, float), np.asarray(most, np.int32), np.asarray(hessian, bool))
+
+
 def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> State:
     """State before the first evaluation, which is at x0."""
     P = x0.shape[0]

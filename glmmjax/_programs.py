@@ -1,4 +1,5 @@
-"""Compiled programs kept whole in the cache directory: a process that finds one neither traces nor compiles it.
+"""Compiled programs, kept in memory and whole in the cache directory: a process that finds one neither traces nor
+compiles it.
 
 JAX's own cache keeps what XLA makes of a traced program, and to ask for it the program must be traced, which takes a
 second. A file here is found by everything that a program depends on: this package's source, JAX, the processor or
@@ -14,7 +15,9 @@ import os
 import pickle
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -31,6 +34,104 @@ from .families import Custom, Family
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
 MOST_FILES = 300
+#: Programs kept in memory, the longest unused go first.
+MOST_PROGRAMS = 100
+
+_kept: dict[Any, list[Any]] = {}
+_lock = threading.RLock()
+
+
+def obtain(
+    key: Any, stored: Callable[[], Sequence[Any] | None], devices: Sequence[Any], make: Callable[[], Sequence[Any]]
+) -> list[Any]:
+    """Compiled programs for these devices: from memory, else from disk, else made and kept in both.
+
+    Args:
+        key: what they depend on, hashable. stored: the same as things whose repr says all; None if there are none, and
+            nothing is kept on disk.
+        make: compiles them.
+    """
+    with _lock:
+        if key in _kept:
+            _kept[key] = _kept.pop(key)  # now the last one used
+            return _kept[key]
+        made = _load_or_make(stored(), devices, make)
+        _kept[key] = made
+        for old in list(_kept)[:-MOST_PROGRAMS]:
+            del _kept[old]
+        return made
+
+
+def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Callable[[], Sequence[Any]]) -> list[Any]:
+    if stored is None or not usable(devices):
+        return list(make())
+    name = name_of(stored, devices)
+    found = load(name)
+    if found is None:
+        with fresh():
+            found = list(make())
+        save(name, found)
+    return found
+
+
+def of_one_fit(
+    model: tuple[Any, ...], texts: tuple[str | None, ...], design: Any, make: Callable[[], Sequence[Any]]
+) -> list[Any] | None:
+    """Compiled programs for a design of NumPy arrays on one processor, else None: then `jax.jit` keeps them.
+
+    Args:
+        model: what they depend on beside the design's shapes, hashable. texts: the same, None for what has no text.
+    """
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    leaves, treedef = jax.tree.flatten(design)
+    if device.platform != "cpu" or jax.process_count() > 1 or any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return None
+    shapes = tuple((leaf.shape, leaf.dtype.str) for leaf in leaves)
+
+    def stored() -> Sequence[Any] | None:
+        return None if None in texts else (*texts, str(treedef), shapes)
+
+    return obtain((*model, treedef, shapes, device), stored, [device], make)
+
+
+class Kept:
+    """`jax.jit` of a function with static arguments, all of them named, whose programs are kept as those of fits."""
+
+    def __init__(self, function: Callable[..., Any], static_argnames: tuple[str, ...]) -> None:
+        self._jitted = jax.jit(function, static_argnames=static_argnames)
+        self._name = f"{function.__module__}.{function.__qualname__}"
+
+    def __call__(self, *args: Any, **statics: Any) -> Any:
+        leaves = jax.tree.leaves(args)
+        if not all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in leaves):  # traced, or on a device
+            return self._jitted(*args, **statics)
+        texts = (self._name, *(text_of(value) for value in statics.values()))
+
+        def make() -> list[Any]:
+            return [self._jitted.lower(*args, **statics).compile()]
+
+        found = of_one_fit((self._name, *statics.values()), texts, args, make)
+        return self._jitted(*args, **statics) if found is None else found[0](*args)
+
+
+def kept(*static_argnames: str) -> Callable[[Callable[..., Any]], Kept]:
+    """Decorator: see `Kept`."""
+    return lambda function: Kept(function, static_argnames)
+
+
+def text_of(value: Any) -> str | None:
+    """A text that names a static argument among all; None if there is none."""
+    if isinstance(value, Family):
+        return family_key(value)
+    return repr(value) if value is None or isinstance(value, (str, int, float)) else None
+
+
+def forget() -> None:
+    """Drop what is kept in memory."""
+    with _lock:
+        _kept.clear()
 
 
 def directory() -> Path | None:
@@ -105,8 +206,13 @@ def fresh() -> Iterator[None]:
 
 @cache
 def _prepare() -> None:
-    """Let JAX find LAPACK, which it does when a program that calls it is traced, and not when one is read."""
-    jax.jit(jnp.linalg.cholesky).lower(np.ones((1, 1), np.float32))
+    """Let JAX find LAPACK, which it does when a program that calls it is lowered, and not when one is read."""
+    try:
+        from jaxlib.lapack import prepare_lapack_call
+    except ImportError:  # another version
+        jax.jit(jnp.linalg.cholesky).lower(np.ones((1, 1), np.float32))
+    else:
+        prepare_lapack_call("potrf", np.dtype(float))
 
 
 def load(name: str) -> list[Any] | None:
@@ -119,8 +225,10 @@ def load(name: str) -> list[Any] | None:
         from jax.experimental.serialize_executable import deserialize_and_load
 
         parts = pickle.loads(path.read_bytes())
-        _prepare()
-        made = [deserialize_and_load(*part) for part in parts]
+        with ThreadPoolExecutor(2) as pool:  # meanwhile SciPy, which has LAPACK, is imported
+            loaded = [pool.submit(deserialize_and_load, *part) for part in parts]
+            _prepare()
+            made = [future.result() for future in loaded]
     except Exception:  # not there, cut short, of another version: whatever it is, compiling mends it
         return None
     with contextlib.suppress(OSError):

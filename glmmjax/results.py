@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from . import _programs as programs
 from ._bordered import selected_inverse
 from ._control import Control
 from ._covariance import cov_to_sdcor
@@ -51,7 +52,7 @@ class NotSupportedError(NotImplementedError):
     """A question this fit cannot answer, with the reason."""
 
 
-@partial(jax.jit, static_argnames=("family",))
+@programs.kept("family")
 def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> tuple[Array, ...]:
     mu = family.link.inverse(eta)
     try:
@@ -340,7 +341,9 @@ class MixedModel:
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """mu, dmu/deta, variance function and squared deviance residuals per row."""
         with x64():
-            out = _rows(self.linear_predictor, self._design.y, self._design.weights, self._estimates.phi, self.family)
+            out = _rows(
+                self.linear_predictor, self._design.y, self._design.weights, self._estimates.phi, family=self.family
+            )
             mu, slope, variance, deviance = (np.asarray(x) for x in out)
         return mu, slope, variance, deviance
 

@@ -36,8 +36,8 @@ def drop_compiled_programs() -> Iterator[None]:
     """Forget the programs of a test file: each holds memory maps, and a process may have only so many (65,530)."""
     yield
     jax.clear_caches()
-    if "glmmjax._engine" in sys.modules:
-        sys.modules["glmmjax._engine"]._compiled.clear()
+    if "glmmjax._programs" in sys.modules:
+        sys.modules["glmmjax._programs"].forget()
     gc.collect()
 
 

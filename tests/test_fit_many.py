@@ -326,7 +326,7 @@ def test_programs_are_kept_whole(tmp_path, monkeypatch):
     data = table("gaussian", 12, seed=21)
 
     def fit() -> tuple[pd.DataFrame, int]:
-        _engine._compiled.clear()
+        _programs.forget()
         before = _engine.compilations
         many = gj.fit_many(FORMULA, data, by="id", ddf=None)
         return many.coef, _engine.compilations - before
