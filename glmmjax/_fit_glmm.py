@@ -42,7 +42,7 @@ from ._rows import sum_over_rows
 from .families import Family
 
 #: Rows up to which a fit with one grouping factor is compiled by `quick_options`.
-QUICK_ROWS = 20_000
+QUICK_ROWS = 2_000
 
 
 def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:

@@ -48,9 +48,20 @@ def lane_options() -> dict[str, Any] | None:
 
 @cache
 def quick_options() -> dict[str, Any] | None:
-    """Compiler options that save two fifths of the compilation of a fit with one grouping factor and cost its run
-    nothing: XLA's older emitter of loops, and its own sums. None off the CPU or where XLA does not know them."""
-    return _if_known({"xla_cpu_use_fusion_emitters": False, "xla_cpu_experimental_ynn_fusion_type": ""})
+    """Compiler options that halve the compilation of small programs: XLA's older emitter of loops and its own sums,
+    less optimisation, one module. None off the CPU or where XLA does not know them.
+
+    A fit of up to 2,000 rows with one grouping factor runs as fast; 5,000 rows take 1.7 times as long, and so do three
+    factors.
+    """
+    return _if_known(
+        {
+            "xla_cpu_use_fusion_emitters": False,
+            "xla_cpu_experimental_ynn_fusion_type": "",
+            "xla_backend_optimization_level": 1,
+            "xla_cpu_parallel_codegen_split_count": 1,
+        }
+    )
 
 
 def _if_known(options: dict[str, Any]) -> dict[str, Any] | None:
