@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import glmm_fits, inference, large, lmm_fits, lmm_scaling, many, memory, report
+from . import first, glmm_fits, inference, large, lmm_fits, lmm_scaling, many, memory, report
 from .measure import ROOT, Record, Settings, Suite, environment
 
-SUITES: dict[str, Suite] = {
-    module.SUITE.name: module.SUITE for module in (glmm_fits, lmm_fits, lmm_scaling, inference, many, large, memory)
-}
+_MODULES = (first, glmm_fits, lmm_fits, lmm_scaling, inference, many, large, memory)
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in _MODULES}
 
 
 def chosen(names: list[str], quick: bool) -> dict[str, list[str]]:

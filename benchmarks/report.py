@@ -341,6 +341,43 @@ def large(records: list[Record]) -> str:
     return "\n".join(notes) + "\n\n" + table([*header, "objective", "evaluations", "remarks"], rows)
 
 
+def first(records: list[Record]) -> str:
+    """Whole processes against R's, then glmmjax's stages."""
+    from .first import CASES
+
+    rows, stages, operations, notes = [], [], [], []
+    for name, group in _by_case(records).items():
+        case = CASES[name].case
+        notes.append(f"- `{name}`: `{case.formula}`, {case.family}")
+        lme4 = _find(group, "lme4", "")
+        for r in group:
+            if str(r.get("variant", "")).startswith("stages"):
+                continue
+            own, peer = seconds(r, "process"), seconds(lme4, "process")
+            ratio = f"{own / peer:.2f}" if own and peer else ""
+            spread = r.get("times", {}).get("process", {})
+            rows.append(
+                [
+                    f"{name}, {_label(r)}",
+                    show_time(own),
+                    f"{show_time(spread.get('min'))} to {show_time(spread.get('max'))}" if spread else "",
+                    ratio,
+                    _number(r.get("memory", {}).get("peak"), ".0f"),
+                    _remarks(r),
+                ]
+            )
+        cold = _find(group, "glmmjax", "stages, nothing cached")
+        warm = _find(group, "glmmjax", "stages, programs cached")
+        for stage in dict.fromkeys([*cold.get("times", {}), *warm.get("times", {})]):
+            stages.append([f"{name}, {stage}", show_time(seconds(cold, stage)), show_time(seconds(warm, stage))])
+        operations += [[f"{name}, {k}", f"{v:,}"] for k, v in cold.get("operations", {}).items()]
+    header = ["process", "seconds", "range", "of lme4's", "peak MB", "remarks"]
+    text = "\n".join(notes) + "\n\n" + table(header, rows)
+    text += "\nWhere glmmjax's time goes (stages in parentheses lie within others):\n\n"
+    text += table(["stage", "nothing cached", "programs cached"], stages)
+    return text + "\nOperations of the programs that are compiled:\n\n" + table(["program", "operations"], operations)
+
+
 def provenance(runs: dict[str, dict[str, Any]]) -> str:
     """One sentence per run that contributed."""
     lines = []

@@ -21,6 +21,7 @@ import pandas as pd
 from jax import Array
 
 from . import _programs as programs
+from ._buckets import bucket_of
 from ._design import Design
 from ._fit import safe_inverse
 from ._fit_glmm import Carry, GeneralisedProblem
@@ -110,10 +111,14 @@ def levels_at(model: MixedModel, k: int) -> Levels:
     rule = gauss_hermite(k)
     z, log_w = np.zeros(MAX_POINTS), np.zeros(MAX_POINTS)
     z[:k], log_w[:k] = rule.z, np.log(rule.w)
+    params, u, design = _arguments(model)
+    m, bucket = u.shape[0], bucket_of(design)
+    if bucket is not None:
+        (u,), design = bucket.pad_levels((u,)), bucket.pad(design)
     with persistent_cache(), x64():
         settings = {"family": model.family, "hessian": model._spec.hessian}
-        found = _by_level(*_arguments(model), np.int32(k), z, log_w, **settings)
-        laplace, ratio = (np.asarray(x) for x in found)
+        found = _by_level(params, u, design, np.int32(k), z, log_w, **settings)
+        laplace, ratio = (np.asarray(x)[:m] for x in found)
     return Levels(laplace, laplace - 2.0 * ratio)
 
 

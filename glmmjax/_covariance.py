@@ -74,7 +74,7 @@ class Unstructured:
         """theta of the covariance (k, k) of this structure nearest to cov, which is positive definite."""
         return _library(cov).linalg.cholesky(cov)[self.index()]
 
-    def curvature(self, theta: Any, m: int, reliability: Any) -> Any:
+    def curvature(self, theta: Any, m: Any, reliability: Any) -> Any:
         """Rough second derivatives of the deviance in theta (n_theta,), from m levels.
 
         For one column that is 4 m r^2 / theta^2, the expected information of a balanced Gaussian design,
@@ -136,7 +136,7 @@ class Diagonal:
     def theta_near(self, cov: Any) -> Any:
         return _library(cov).sqrt(_library(cov).diagonal(cov))
 
-    def curvature(self, theta: Any, m: int, reliability: Any) -> Any:
+    def curvature(self, theta: Any, m: Any, reliability: Any) -> Any:
         return 4.0 * m * (reliability / theta) ** 2
 
     def on_diagonal(self) -> np.ndarray:

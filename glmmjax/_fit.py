@@ -153,8 +153,8 @@ class Problem:
         """Point, inverse metric, carry and constant to start from; `start` as for `estimate`."""
         raise NotImplementedError
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
-        """The whole search as one compiled program, its end as `_optimise.pack` makes it. metric: "own" or "bfgs"."""
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        """The whole search as one compiled program. metric: "own" or "bfgs"."""
         raise NotImplementedError
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
@@ -197,8 +197,7 @@ class Problem:
 
     def _search(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any) -> opt.Found:
         if not verbose:
-            packed = np.asarray(self.minimise(begin, limits, metric))
-            return opt.unpack(packed, begin.x.size, PATH_LENGTH, begin.carry)
+            return self.minimise(begin, limits, metric)
         report = verbose if callable(verbose) else _print_progress
         state = opt.initial_state(jnp.asarray(begin.x), jnp.asarray(begin.inverse), begin.carry, PATH_LENGTH)
         while opt.is_running(state):
@@ -217,6 +216,11 @@ class Problem:
     def external(self, x: np.ndarray) -> np.ndarray:
         """Internal parameters -> (theta, beta, log phi), or without beta if `joint`."""
         return self.scaling.external(x, self.joint)
+
+
+def unpacked(packed: Any, begin: Start) -> opt.Found:
+    """On the host, the end of a search that `_optimise.pack` has packed."""
+    return opt.unpack(np.asarray(packed), begin.x.size, PATH_LENGTH, begin.carry)
 
 
 def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:

@@ -18,8 +18,9 @@ from jax import Array
 
 from . import _optimise as opt
 from . import _programs as programs
+from ._buckets import bucket_of
 from ._design import Design, factors, fixed_part, linear_predictor, over_devices
-from ._fit import PATH_LENGTH, Problem, Scaling, Start
+from ._fit import PATH_LENGTH, Problem, Scaling, Start, unpacked
 from ._linalg import factorise, sandwich, spd_inverse
 from ._memory import blocks, empty, triangle
 from ._objective import log_density_constant
@@ -138,15 +139,16 @@ def starting_values(
         return row_sums(score, w, rows, nAGQ > 0 and design.p > 0)
 
     sums = sum_over_rows(sums_of, design, b, mode.beta)
-    devices = over_devices(1, design)
     x, curvatures = [], []
     for term in design.terms:
         columns, start = term.columns, theta[term.theta]
-        t, m = T[term.block][columns, columns], devices * design.n_levels[term.block]
+        t, information = T[term.block][columns, columns], sums.blocks.diagonal[term.block][:, columns, columns]
         eye = jnp.eye(t.shape[0], dtype=t.dtype)
-        D, _ = spd_inverse(sandwich(t, sums.blocks.diagonal[term.block][:, columns, columns], t) + eye)
-        effects = b[term.block][:, columns]
-        D, products = over_devices((D.mean(0) / devices, effects.T @ effects), design)
+        D, _ = spd_inverse(sandwich(t, information, t) + eye)
+        effects, there = b[term.block][:, columns], (information != 0.0).any((1, 2)).astype(t.dtype)  # levels with rows
+        D, products, m = over_devices((there @ D.reshape(-1, eye.size), effects.T @ effects, there.sum()), design)
+        m = jnp.maximum(m, 1.0)
+        D = D.reshape(eye.shape) / m
         reliability = 1.0 - jnp.diagonal(D)  # of the conditional modes
         cov = products / m + t @ D @ t.T
         size = jnp.trace(cov) / t.shape[0]
@@ -243,6 +245,8 @@ class GeneralisedProblem(Problem):
         self.design, self.scaling = scale_design(design, len(family.phi_names))
         if jax.default_backend() != "cpu":  # there once; on a CPU every program takes NumPy arrays as they are
             self.design = jax.device_put(self.design)
+        self._bucket = bucket_of(self.design)
+        self._padded = self.design if self._bucket is None else self._bucket.pad(self.design)
         self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
         self.joint, self.exact = nAGQ == 0, exact
 
@@ -257,20 +261,20 @@ class GeneralisedProblem(Problem):
         more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
         texts = ("GLMM", programs.family_key(self.family), self.hessian, f"{self.nAGQ} {PATH_LENGTH}")
         model = ("GLMM", self.family, self.hessian, self.nAGQ)
-        found = programs.of_one_fit(model, texts, self.design, partial(self._compile, settings, more))
+        found = programs.of_one_fit(model, texts, self._padded, partial(self._compile, settings, more))
         if found is None:
             return partial(starting_values, **settings), partial(run, **settings, **more)
         return found[0], found[1]
 
     def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:
         """Both at the same time: the second is traced with the shapes that the first will return."""
-        options = one_fit_options(self.design)
+        options = one_fit_options(self._padded)
         with ThreadPoolExecutor(1) as pool:
-            lowered = starting_values.lower(*self._start_from({}), self.design, **settings)
+            lowered = starting_values.lower(*self._start_from({}), self._padded, **settings)
             first = pool.submit(lowered.compile, compiler_options=options)
             x, inverse, carry, constant = lowered.out_info
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
-            second = run.lower(x, inverse, carry, limits, constant, self.design, **settings, **more)
+            second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
             compiled = second.compile(compiler_options=options)
             return [first.result(), compiled]
 
@@ -279,6 +283,7 @@ class GeneralisedProblem(Problem):
         y = np.asarray(y, self.original.y.dtype)
         other.original = replace(self.original, y=y)
         other.design = replace(self.design, y=y)
+        other._padded = replace(self._padded, y=y if self._bucket is None else self._bucket.pad_rows(y))
         return other
 
     def with_weights(self, weights: np.ndarray) -> Problem:
@@ -286,6 +291,8 @@ class GeneralisedProblem(Problem):
         weights = np.asarray(weights, self.original.weights.dtype)
         other.original = replace(self.original, weights=weights)
         other.design = replace(self.design, weights=weights)
+        padded = weights if self._bucket is None else self._bucket.pad_rows(weights, 0.0)
+        other._padded = replace(self._padded, weights=padded)
         return other
 
     def _start_from(self, start: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -296,8 +303,10 @@ class GeneralisedProblem(Problem):
         return theta0, phi, np.asarray(theta is not None)
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
-        # on the device: nothing waits for it
-        return Start(*self._programs[0](*self._start_from(start), self.design))
+        begin = Start(*self._programs[0](*self._start_from(start), self._padded))
+        if self._bucket is None:
+            return begin  # on the device: nothing waits for it
+        return begin._replace(carry=begin.carry._replace(u=self._bucket.own_levels(begin.carry.u)))
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design, beta = self.original, start.get("beta")
@@ -310,10 +319,15 @@ class GeneralisedProblem(Problem):
             x[design.n_theta : design.n_theta + design.p] = own
         return begin._replace(x=x, carry=begin.carry._replace(beta=own))
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
-        limits = opt.as_arrays(tighter(limits))
-        out: Array = self._programs[1](begin.x, begin.inverse, begin.carry, limits, begin.constant, self.design)
-        return out
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        limits, bucket = opt.as_arrays(tighter(limits)), self._bucket
+        if bucket is not None:
+            begin = begin._replace(carry=begin.carry._replace(u=bucket.pad_levels(begin.carry.u)))
+        x, inverse, carry, constant = begin
+        found = unpacked(self._programs[1](x, inverse, carry, limits, constant, self._padded), begin)
+        if bucket is None:
+            return found
+        return found._replace(carry=found.carry._replace(u=bucket.own_levels(found.carry.u)))
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, tighter(limits), begin.constant, self.design, *self._static)

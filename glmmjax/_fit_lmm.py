@@ -21,8 +21,9 @@ from jax import Array
 from . import _optimise as opt
 from . import _programs as programs
 from ._bordered import Columns, quadratic, selected_inverse
+from ._buckets import bucket_of
 from ._design import Design, Term, factors_of
-from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal
+from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal, unpacked
 from ._fit_glmm import one_fit_options, scale_z
 from ._linalg import (
     Blocks,
@@ -200,9 +201,12 @@ def _em_step(at: Profile, T: tuple[Array, ...], sigma2: Array, cross: CrossProdu
         columns = term.columns
         t = T[term.block][columns, columns]
         b = at.u[term.block][:, columns] @ t.T
-        within = sandwich(t, cross.blocks.diagonal[term.block][:, columns, columns], t)
-        D, _ = spd_inverse(within + jnp.eye(t.shape[0], dtype=t.dtype))
-        cov = b.T @ b / (b.shape[0] * sigma2) + t @ D.mean(0) @ t.T
+        information = cross.blocks.diagonal[term.block][:, columns, columns]
+        there = (information != 0.0).any((1, 2)).astype(t.dtype)  # levels with rows
+        D, _ = spd_inverse(sandwich(t, information, t) + jnp.eye(t.shape[0], dtype=t.dtype))
+        m = jnp.maximum(there.sum(), 1.0)
+        mean = (there @ D.reshape(-1, t.size)).reshape(t.shape) / m
+        cov = b.T @ b / (m * sigma2) + t @ mean @ t.T
         size = jnp.trace(cov) / t.shape[0]
         parts.append(term.structure.theta_near(cov + (1e-3 * size + 1e-4) * jnp.eye(t.shape[0], dtype=t.dtype)))
     return jnp.concatenate(parts)
@@ -323,6 +327,8 @@ class LinearProblem(Problem):
         self.scaling = Scaling(np.eye(design.p), c, 0)
         self._cross: CrossProducts | None = None
         self._program: Any = None  # compiled for these shapes
+        self._bucket = bucket_of(self._scaled)
+        self._padded = self._scaled if self._bucket is None else self._bucket.pad(self._scaled)
 
     @property
     def cross(self) -> CrossProducts:
@@ -340,6 +346,7 @@ class LinearProblem(Problem):
         y = np.asarray(y, self.original.y.dtype)
         other.original = replace(self.original, y=y)
         other._scaled = replace(self._scaled, y=y)
+        other._padded = replace(self._padded, y=y if self._bucket is None else self._bucket.pad_rows(y))
         other._cross = None
         return other
 
@@ -348,6 +355,8 @@ class LinearProblem(Problem):
         weights = np.asarray(weights, self.original.weights.dtype)
         other.original = replace(self.original, weights=weights)
         other._scaled = replace(self._scaled, weights=weights)
+        padded = weights if self._bucket is None else self._bucket.pad_rows(weights, 0.0)
+        other._padded = replace(self._padded, weights=padded)
         other._cross = None
         return other
 
@@ -383,22 +392,27 @@ class LinearProblem(Problem):
             x = np.where(diagonal & (np.abs(x) < LEAST_START), LEAST_START, x)
         return begin(x, np.asarray(float("theta" not in start)), design)
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
-        limits = opt.as_arrays(self._limits(limits, metric))
-        arguments = begin.x, begin.inverse, begin.carry, limits, self._scaled, self._reml
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        limits, bucket = opt.as_arrays(self._limits(limits, metric)), self._bucket
+        if bucket is not None:
+            begin = begin._replace(carry=begin.carry._replace(u=bucket.pad_levels(begin.carry.u)))
+        arguments = begin.x, begin.inverse, begin.carry, limits, self._padded, self._reml
         settings = {"metric": metric, "path_length": PATH_LENGTH}
         if metric != "own":
-            return _run(*arguments, **settings)
-        if self._program is None:
-            texts = ("LMM", str(settings))
+            program: Any = partial(_run, **settings)
+        elif self._program is None:
 
             def compiled() -> list[Any]:
-                return [_run.lower(*arguments, **settings).compile(compiler_options=one_fit_options(self._scaled))]
+                return [_run.lower(*arguments, **settings).compile(compiler_options=one_fit_options(self._padded))]
 
-            found = programs.of_one_fit(("LMM",), texts, self._scaled, compiled)
-            self._program = partial(_run, **settings) if found is None else found[0]
-        out: Array = self._program(*arguments)
-        return out
+            kept = programs.of_one_fit(("LMM",), ("LMM", str(settings)), self._padded, compiled)
+            program = self._program = partial(_run, **settings) if kept is None else kept[0]
+        else:
+            program = self._program
+        found = unpacked(program(*arguments), begin)
+        if bucket is None:
+            return found
+        return found._replace(carry=found.carry._replace(u=bucket.own_levels(found.carry.u)))
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

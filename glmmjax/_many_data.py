@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from ._buckets import sized
 from ._columns import Factor, Table, missing_column
 from ._covariance import Unstructured
 from ._design import Design, Term
@@ -65,14 +66,6 @@ class Group:
     z: tuple[np.ndarray, ...]
     level: tuple[np.ndarray, ...]
     block: tuple[int, ...]
-
-
-def sized(n: int) -> int:
-    """n rounded up to one of few sizes, at most a quarter larger, so that programs are compiled for few shapes."""
-    if n <= 8:
-        return n
-    step = 2 ** ((n - 1).bit_length() - 3)
-    return -(-n // step) * step
 
 
 # -------------------- from tables to groups

@@ -17,10 +17,11 @@ import numpy as np
 
 from . import _optimise as opt
 from ._batch import Many, fit_block
+from ._buckets import sized
 from ._design import Design
 from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._linalg import Grid
-from ._many_data import inside, sized
+from ._many_data import inside
 from ._many_responses import Layout
 from ._precision import persistent_cache, x64
 from ._progress import counter

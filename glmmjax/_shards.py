@@ -23,7 +23,7 @@ from . import _optimise as opt
 from ._design import Design
 from ._engine import _shard_map
 from ._errors import DataError
-from ._fit import PATH_LENGTH, Problem, Start
+from ._fit import PATH_LENGTH, Problem, Start, unpacked
 from ._fit_glmm import Carry, GeneralisedProblem, make_objective, starting_values, tighter
 from ._fit_lmm import LinearProblem, search
 from ._pls import CrossProducts, cross_products
@@ -298,9 +298,9 @@ class ShardedProblem(GeneralisedProblem):
         begin: Start = self._together("start", *self._start_from(start))
         return begin
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Any:
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
         x, inverse, carry, constant = begin
-        return self._together("minimise", x, inverse, carry, tighter(limits), constant)
+        return unpacked(self._together("minimise", x, inverse, carry, tighter(limits), constant), begin)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         out: opt.State = self._together("advance", state, begin.inverse, tighter(limits), begin.constant)
@@ -325,10 +325,10 @@ class ShardedLinearProblem(LinearProblem):
         super().__init__(design, REML, exact)
         self._mesh = Mesh(np.array(devices), (AXIS,))
 
-    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> Array:
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
         limits = self._limits(limits, metric)
-        out: Array = search(begin.x, begin.inverse, begin.carry, limits, *self._arguments, metric, PATH_LENGTH)
-        return out
+        packed = search(begin.x, begin.inverse, begin.carry, limits, *self._arguments, metric, PATH_LENGTH)
+        return unpacked(packed, begin)
 
     def _make_cross(self) -> CrossProducts:
         local, divided = any_rows(self._scaled, self._mesh)

@@ -21,6 +21,7 @@ from jax import Array
 
 from . import _programs as programs
 from ._bordered import selected_inverse
+from ._buckets import fill_rows
 from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design
@@ -341,10 +342,9 @@ class MixedModel:
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """mu, dmu/deta, variance function and squared deviance residuals per row."""
         with x64():
-            out = _rows(
-                self.linear_predictor, self._design.y, self._design.weights, self._estimates.phi, family=self.family
-            )
-            mu, slope, variance, deviance = (np.asarray(x) for x in out)
+            rows = (fill_rows(np.asarray(v)) for v in (self.linear_predictor, self._design.y, self._design.weights))
+            out = _rows(*rows, self._estimates.phi, family=self.family)
+            mu, slope, variance, deviance = (np.asarray(x)[: self.nobs] for x in out)
         return mu, slope, variance, deviance
 
     @property

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import load_data
+from helpers import assert_close, load_data
 
 import glmmjax as gj
+from glmmjax import _fit_glmm, _fit_lmm, _programs
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
@@ -134,9 +136,9 @@ def test_jit_of_the_pure_layer_traces_once() -> None:
 
 def test_few_programs_for_a_fit() -> None:
     """One search program and one for the start; nothing per evaluation."""
-    jax.clear_caches()
     gj.glmer(CBPP, load_data("cbpp"))
     jax.clear_caches()
+    _programs.forget()
     with counted() as count:
         m = gj.glmer(CBPP, load_data("cbpp"))
     assert m.fit_stats.evaluations + m.fit_stats.hessian_evaluations > 15
@@ -158,3 +160,112 @@ def test_linear_models() -> None:
     with counted() as count:
         str(m.refit_ml().summary())
     assert count.traces == count.programs == 0
+
+
+SLEEP = "Reaction ~ Days + (Days | Subject)"
+WEIGHTS = 1.0 + np.arange(175) % 3
+SHAPES: dict[str, Callable[[], gj.MixedModel]] = {
+    "laplace": lambda: gj.glmer(CBPP, load_data("cbpp")[:53]),
+    "nAGQ0": lambda: gj.glmer(CBPP, load_data("cbpp")[:53], nAGQ=0),
+    "quadrature": lambda: gj.glmer(CBPP, load_data("cbpp")[:53], nAGQ=5),
+    "offset": lambda: gj.glmer("incidence ~ offset(log(size)) + (1 | herd)", load_data("cbpp")[2:], "poisson"),
+    "REML": lambda: gj.lmer(SLEEP, load_data("sleepstudy")[:175]),
+    "weighted": lambda: gj.lmer("Reaction ~ Days + (1 | Subject)", load_data("sleepstudy")[:175], weights=WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_padding_to_a_bucket_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of weight 0 and empty levels add zeros: only the order of sums differs."""
+    padded = SHAPES[name]()
+    assert padded._problem._bucket is not None
+    monkeypatch.setattr(_fit_glmm, "bucket_of", lambda _: None)
+    monkeypatch.setattr(_fit_lmm, "bucket_of", lambda _: None)
+    plain = SHAPES[name]()
+    assert plain._problem._bucket is None
+    for what in ("theta", "beta", "objective", "sigma"):
+        assert_close(getattr(padded, what), getattr(plain, what), rtol=1e-9, what=what)
+    assert_close(padded.vcov(), plain.vcov(), rtol=1e-7)
+    for a, b in zip(padded._estimates.u, plain._estimates.u, strict=True):
+        assert_close(a, b, atol=1e-9)
+    assert padded.fit_stats.evaluations == plain.fit_stats.evaluations
+    y = np.asarray(padded.getME("y"))[::-1].copy()
+    if name in ("laplace", "REML"):
+        assert_close(padded.refit(y).beta, plain.refit(y).beta, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("formula", "data", "rows"), [(CBPP, "cbpp", (56, 55, 53)), (SLEEP, "sleepstudy", (180, 166))])
+def test_some_rows_less_trace_nothing(formula: str, data: str, rows: tuple[int, ...]) -> None:
+    table, fit = load_data(data), gj.lmer if data == "sleepstudy" else gj.glmer
+    str(fit(formula, table[: rows[0]]).summary())
+    for n in rows[1:]:
+        with counted() as count:
+            m = fit(formula, table[:n])
+            str(m.summary())
+        assert m.nobs == n and (count.traces, count.programs) == (0, 0)
+
+
+QUESTIONS: dict[str, Callable[[gj.MixedModel], Any]] = {
+    "drop1": gj.drop1,
+    "profile": lambda m: m.profile().confint(),
+    "bootstrap": lambda m: m.bootstrap(3, seed=1).frame,
+    "update": lambda m: m.update(". ~ ."),
+    "influence": lambda m: m.influence(list(m.ngrps)[0], "exact").change,
+    "anova": lambda m: gj.anova(m.refit_ml(), m.update(". ~ . - period") if not m.is_linear else m.refit_ml()),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("linear", [False, True], ids=["glmer", "lmer"])
+def test_the_same_question_again_traces_nothing(linear: bool, question: str) -> None:
+    data = load_data("sleepstudy" if linear else "cbpp")
+    response = "Reaction" if linear else "incidence"
+    fit = (lambda d: gj.lmer(SLEEP, d, REML=False)) if linear else (lambda d: gj.glmer(CBPP, d))
+    QUESTIONS[question](fit(data))
+    other = data.copy()
+    other.loc[other.index[3], response] = other[response].iloc[3] + 1
+    m = fit(other)
+    with counted() as count:
+        QUESTIONS[question](m)
+    assert (count.traces, count.programs) == (0, 0)
+
+
+def test_programs_of_single_fits_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process neither traces nor compiles; what cannot be read or written is made again."""
+    folder = tmp_path / "programs"
+    monkeypatch.setattr(_programs, "directory", lambda: folder)
+
+    def fits() -> tuple[np.ndarray, str, int]:
+        jax.clear_caches()
+        _programs.forget()
+        with counted() as count:
+            m, linear = gj.glmer(CBPP, load_data("cbpp")), gj.lmer(SLEEP, load_data("sleepstudy"))
+            text = str(m.summary()) + str(linear.summary())
+        return np.concatenate([m.theta, m.beta, linear.theta, linear.beta]), text, count.programs
+
+    first, text, programs = fits()
+    assert programs > 0
+    files = sorted(folder.iterdir())
+    assert len(files) == 5  # the fits, the rows of each summary, and how good Laplace's approximation is
+    again, text_again, programs = fits()
+    assert programs == 0 and text_again == text
+    np.testing.assert_array_equal(again, first)
+    files[0].write_bytes(b"cut short")
+    files[1].write_bytes(files[1].read_bytes()[:500])
+    again, text_again, programs = fits()
+    assert programs > 0 and text_again == text
+    _, _, programs = fits()
+    assert programs == 0  # mended
+    monkeypatch.setattr(_programs, "directory", lambda: files[0] / "below a file")
+    again, text_again, _ = fits()
+    assert text_again == text
+
+
+def test_few_programs_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_programs, "MOST_PROGRAMS", 2)
+    _programs.forget()
+    made = []
+    for key in ("a", "b", "a", "c", "a", "b"):
+        _programs.obtain(key, lambda: None, jax.local_devices()[:1], lambda key=key: made.append(key) or [key])
+    assert made == ["a", "b", "c", "b"]  # b was the one longest unused when c came
+    _programs.forget()

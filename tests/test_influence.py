@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -107,14 +106,11 @@ def test_rows() -> None:
 
 def refitted(m: gj.MixedModel, what: str, values: np.ndarray) -> np.ndarray:
     """Estimates at other data, past the checks of a formula (which would refuse 0.01 of a trial)."""
-    problem = copy(m._problem)
     if what == "offset":
-        problem.original = replace(problem.original, offset=values)
-        name = "_scaled" if m.is_linear else "design"
-        setattr(problem, name, replace(getattr(problem, name), offset=values))
-        problem._cross = None
+        setup = gj.ModelSetup(m._spec, m._data, replace(m._design, offset=values))
+        problem = gj.deviance_function(setup).problem
     else:
-        problem = problem.with_weights(values) if what == "weights" else problem.with_response(values)
+        problem = m._problem.with_weights(values) if what == "weights" else m._problem.with_response(values)
     e = estimate(problem, None, 1e-13)
     return np.concatenate([e.theta, e.beta, [np.log(e.sigma)] if m.is_linear else []])
 
