@@ -15,7 +15,13 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+
+# The suite compiles for most of its time, and these options halve that: XLA's older emitter of loops and less
+# optimisation, as small fits are compiled for users. Processes that tests start (command line, notebooks) go without.
+if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 10):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1")
 
 import jax
 import numpy as np

@@ -29,7 +29,8 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("GLMMJAX_CACHE", jax.config.jax_compilation_cache_dir)  # the tests compile the same programs
+    monkeypatch.setenv("GLMMJAX_CACHE", jax.config.jax_compilation_cache_dir)  # kept between runs, too
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # compiled as a user's programs are
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are stripped before commit"
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")

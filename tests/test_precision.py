@@ -24,7 +24,7 @@ CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 
 def run(code: str, **environment: str) -> dict[str, object]:
     """Run code in a fresh interpreter; its last line of output is JSON."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "GLMMJAX_"))}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "GLMMJAX_", "XLA_"))}
     env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), **environment}
     out = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],

@@ -410,7 +410,7 @@ def test_getME_of_lme4() -> None:
     parts = m.getME("Ztlist")
     assert list(parts) == ["Subject.(Intercept)", "Subject.Days"] and parts["Subject.Days"].shape == (18, 180)
     assert_close(np.stack(list(parts.values()), axis=1).reshape(36, 180), m.getME("Zt"))
-    assert_close(m.getME("A"), m.getME("Lambdat") @ m.getME("Zt"))
+    assert_close(m.getME("A"), m.getME("Lambdat") @ m.getME("Zt"), rtol=1e-14)
     assert m.getME("mmList")["(Intercept) + Days | Subject"].shape == (180, 2)
     everything = m.getME("ALL")
     X, RZX = m.getME("X").to_numpy(), everything["RZX"]
