@@ -134,6 +134,22 @@ def binary_slopes(m: int = 10_000, n: int = 1_000_000, seed: int = SEED) -> pd.D
     return pd.DataFrame({"y": y, "x": x, "g": g})
 
 
+def binary_crossed(n: int = 200_000, m_a: int = 5_000, m_b: int = 300, seed: int = SEED) -> pd.DataFrame:
+    """Binary responses with two crossed factors, cells drawn at random."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, m_a, n), rng.integers(0, m_b, n)
+    x = rng.standard_normal(n)
+    eta = -0.3 + 0.5 * x + 0.9 * rng.standard_normal(m_a)[a] + 0.6 * rng.standard_normal(m_b)[b]
+    return pd.DataFrame(
+        {
+            "y": (rng.random(n) < 1.0 / (1.0 + np.exp(-eta))).astype(float),
+            "x": x,
+            "a": pd.Categorical.from_codes(a, dtype=pd.CategoricalDtype([f"a{j}" for j in range(m_a)])),
+            "b": pd.Categorical.from_codes(b, dtype=pd.CategoricalDtype([f"b{j}" for j in range(m_b)])),
+        }
+    )
+
+
 def slopes(m: int = 100_000, n: int = 1_000_000, seed: int = SEED) -> pd.DataFrame:
     """Normal responses with correlated random intercepts and slopes; m levels of unequal sizes in random order."""
     rng = np.random.default_rng(seed)
@@ -256,6 +272,14 @@ GLMM_FITS = {
             "binomial",
             insteval,
             {"glmm": "y01 ~ service + (1 | s) + (1 | d) + (1 | cell)"},
+            long=True,
+        ),
+        Case(
+            "crossed_200k",
+            "simulated: binary, two crossed factors of 5,000 and 300 levels, 200,000 rows",
+            "y ~ x + (1 | a) + (1 | b)",
+            "binomial",
+            binary_crossed,
             long=True,
         ),
     )

@@ -1,4 +1,4 @@
-"""Single fits of generalised models: glmmjax, lme4 and glmm on the same data in the same run."""
+"""Single fits of generalised models: glmmjax, lme4, glmmTMB, glmm and gpboost on the same data in the same run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .measure import Record, Settings, Suite
 def run(name: str, settings: Settings) -> list[Record]:
     """All systems on one case, one process after the other."""
     case = GLMM_FITS[name]
-    return compared(name, [*ours(case, settings), *peers.lme4(case, settings), *peers.glmm(case, settings)])
+    systems = (ours, peers.lme4, peers.glmmtmb, peers.glmm, peers.gpboost)
+    return compared(name, [record for system in systems for record in system(case, settings)])
 
 
 LONG = tuple(name for name, case in GLMM_FITS.items() if case.long)

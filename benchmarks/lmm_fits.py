@@ -1,4 +1,4 @@
-"""Single fits of linear models: glmmjax, lme4, glmm, mixedlm and statsmodels on the same data in the same run."""
+"""Single fits of linear models: glmmjax, lme4, glmmTMB, glmm, mixedlm and statsmodels on the same data in the same run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from .measure import Record, Settings, Suite
 def run(name: str, settings: Settings) -> list[Record]:
     """All systems on one case, one process after the other."""
     case = LMM_FITS[name]
-    records = [*ours(case, settings), *peers.lme4(case, settings), *peers.glmm(case, settings)]
-    records += [*peers.mixedlm(case, settings), *peers.statsmodels(case, settings)]
-    return compared(name, records)
+    systems = (ours, peers.lme4, peers.glmmtmb, peers.glmm, peers.mixedlm, peers.statsmodels)
+    return compared(name, [record for system in systems for record in system(case, settings)])
 
 
 LONG = tuple(name for name, case in LMM_FITS.items() if case.long)

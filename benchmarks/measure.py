@@ -191,15 +191,16 @@ def _cpu() -> str:
 
 def environment(settings: Settings) -> dict[str, Any]:
     """Versions, hardware and threads of a run."""
-    packages = ("jax", "jaxlib", "numpy", "pandas", "glmm", "mixedlm", "statsmodels")
+    packages = ("jax", "jaxlib", "numpy", "pandas", "glmm", "mixedlm", "gpboost", "statsmodels")
     r = _output(
         "Rscript",
         "-e",
         "cat(paste(R.version$major, R.version$minor, sep = '.'), "
         "if (requireNamespace('lme4', quietly = TRUE)) as.character(packageVersion('lme4')) else '', "
+        "if (requireNamespace('glmmTMB', quietly = TRUE)) as.character(packageVersion('glmmTMB')) else '', "
         "basename(extSoftVersion()[['BLAS']]), sep = '\\n')",
     )
-    r_version, lme4, blas = (r.split("\n") + ["", "", ""])[:3] if r else ("", "", "")
+    r_version, lme4, glmmtmb, blas = (r.split("\n") + [""] * 4)[:4] if r else [""] * 4
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -209,6 +210,7 @@ def environment(settings: Settings) -> dict[str, Any]:
         **{name: _version(name) for name in packages},
         "R": r_version or None,
         "lme4": lme4 or None,
+        "glmmTMB": glmmtmb or None,
         "R_blas": blas or None,
         "cpu": _cpu(),
         "cores": cores,

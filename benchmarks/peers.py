@@ -1,4 +1,7 @@
-"""The other systems: R's lme4, and from PyPI glmm, mixedlm and statsmodels. One not installed is skipped by name."""
+"""The other systems: R's lme4 and glmmTMB, and from PyPI glmm, mixedlm, gpboost and statsmodels.
+
+One that is not installed is skipped by name.
+"""
 
 from __future__ import annotations
 
@@ -81,13 +84,60 @@ for (variant in VARIANT) {
 """
 
 
+_GLMMTMB = r"""
+arguments <- commandArgs(trailingOnly = TRUE)
+folder <- arguments[1]; repeats <- as.integer(arguments[2]); minimum <- as.integer(arguments[3])
+budget <- as.numeric(arguments[4]); form <- as.formula(arguments[5]); kind <- arguments[6]
+suppressWarnings(suppressPackageStartupMessages(library(glmmTMB)))
+data <- read.csv(file.path(folder, "data.csv"), check.names = FALSE)
+for (file in list.files(folder, pattern = "[.]levels$")) {
+  column <- sub("[.]levels$", "", file)
+  data[[column]] <- factor(data[[column]], levels = readLines(file.path(folder, file)))
+}
+clock <- function() as.numeric(Sys.time())
+resident <- function(field) {  # MB of this process; Linux only
+  lines <- tryCatch(readLines("/proc/self/status"), error = function(e) "", warning = function(w) "")
+  as.numeric(sub("[^0-9]*([0-9]+).*", "\\1", grep(paste0("^", field, ":"), lines, value = TRUE))) / 1024
+}
+before <- resident("VmRSS")
+fit <- function() suppressMessages(suppressWarnings(
+  if (kind %in% c("REML", "ML")) glmmTMB(form, data, REML = kind == "REML") else glmmTMB(form, data, family = kind)))
+entry <- function(name, x) sprintf('"%s": {"median": %.6g, "min": %.6g, "max": %.6g, "repeats": %d}',
+                                   name, median(x), min(x), max(x), length(x))
+emit <- function(status, m, times) {
+  peak <- resident("VmHWM")
+  memory <- if (length(peak)) sprintf(', "memory": {"before": %.1f, "peak": %.1f}', before, peak) else ""
+  good <- m$fit$convergence == 0 && isTRUE(m$sdr$pdHess)
+  cat(sprintf(paste0('RECORD {"variant": "", "status": "%s", "objective": %.15g, "converged": %s, "message": "", ',
+                     '"evaluations": %d, "gradient_evaluations": %d, "rows": %d, "times": {%s}%s}\n'),
+              status, 2 * m$fit$objective, if (good) "true" else "false", as.integer(m$fit$evaluations[1]),
+              as.integer(m$fit$evaluations[2]), nobs(m), times, memory))
+  flush(stdout())
+}
+began <- clock(); m <- fit(); first <- clock() - began
+emit("running", m, entry("first", first))
+seconds <- if (first > 3 * budget) first else numeric()
+began <- clock()
+while (length(seconds) < repeats && first <= 3 * budget) {
+  start <- clock(); m <- fit(); seconds <- c(seconds, clock() - start)
+  if (clock() - began > budget && length(seconds) >= minimum) break
+}
+emit("ok", m, paste(entry("first", first), entry("call", seconds), sep = ", "))
+"""
+
+
 @cache
-def lme4_available() -> str:
-    """Empty if lme4 can be run, else why not."""
+def r_package_missing(name: str) -> str:
+    """Empty if an R package can be run, else why not."""
     if shutil.which("Rscript") is None:
         return "Rscript is not installed"
-    probe = ["Rscript", "-e", "quit(status = !requireNamespace('lme4', quietly = TRUE))"]
-    return "" if subprocess.run(probe, capture_output=True).returncode == 0 else "lme4 is not installed"
+    probe = ["Rscript", "-e", f"quit(status = !requireNamespace('{name}', quietly = TRUE))"]
+    return "" if subprocess.run(probe, capture_output=True).returncode == 0 else f"{name} is not installed"
+
+
+def lme4_available() -> str:
+    """Empty if lme4 can be run, else why not."""
+    return r_package_missing("lme4")
 
 
 def write_for_r(data: pd.DataFrame, folder: Path) -> None:
@@ -125,6 +175,38 @@ def lme4(case: Case, settings: Settings) -> list[Record]:
             found = child([*command, case.formula_for("lme4"), kind], settings.timeout)
             records += [{"system": "lme4", **record, "variant": variant} for record in found]
     return records
+
+
+def glmmtmb(case: Case, settings: Settings) -> list[Record]:
+    """glmmTMB in an R process of its own; it knows Laplace's approximation only."""
+    base: Record = {"system": "glmmTMB", "variant": "", "status": "skipped"}
+    reason = r_package_missing("glmmTMB") or ("no quadrature" if case.nAGQ > 1 else case.cannot.get("glmmTMB", ""))
+    if reason:
+        return [{**base, "message": reason}]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_for_r(case.data(), folder)
+        (folder / "fit.R").write_text(_GLMMTMB)
+        kind = case.family if case.REML is None else ("REML" if case.REML else "ML")
+        numbers = [str(settings.repeats), str(settings.minimum), str(settings.budget)]
+        command = ["Rscript", "--vanilla", str(folder / "fit.R"), str(folder), *numbers, case.formula_for("lme4"), kind]
+        return [{**base, **record} for record in child(command, settings.timeout)]
+
+
+def gpboost(case: Case, settings: Settings) -> list[Record]:
+    """gpboost, for models of random intercepts."""
+    reason = "" if in_gpboost(case) else "its random slopes are uncorrelated, its binomial responses binary"
+    if case.nAGQ > 1:
+        reason = "no quadrature"
+    if reason:
+        return [{"system": "gpboost", "variant": "", "status": "skipped", "message": reason}]
+    return _in_python("gpboost", case, settings)
+
+
+def in_gpboost(case: Case) -> bool:
+    """Whether a model is one of random intercepts with single responses."""
+    bars = re.findall(r"\(([^()|]*)\|[^()]*\)", case.formula)
+    return all(left.strip() == "1" for left in bars) and "cbind" not in case.formula
 
 
 def glmm(case: Case, settings: Settings) -> list[Record]:
@@ -207,6 +289,41 @@ def _mixedlm(variant: str) -> Peer:
     return fit, read
 
 
+def _gpboost(variant: str) -> Peer:
+    """`GPModel` on arrays that are ready (it has no formulas), with the standard errors of the coefficients.
+
+    Its likelihood has all constants.
+    """
+    import gpboost as gpb
+    import numpy as np
+
+    import glmmjax as gj
+
+    likelihoods = {"binomial": "bernoulli_logit", "poisson": "poisson"}
+    ready: dict[int, tuple[Any, ...]] = {}
+
+    def fit(case: Case, data: pd.DataFrame) -> Any:
+        if id(data) not in ready:  # once, in the first call, which is not reported as a warm one
+            made = gj.glmer_setup(case.formula, data, case.family)
+            levels = [np.asarray(term.level) for term in made.data.terms]
+            ready[id(data)] = np.asarray(made.design.y), np.asarray(made.design.X), np.column_stack(levels)
+        y, X, groups = ready[id(data)]
+        m = gpb.GPModel(group_data=groups, likelihood=likelihoods[case.family], num_parallel_threads=1)
+        m.fit(y=y, X=X)
+        m.get_coef(std_err=True)
+        return m
+
+    def read(m: Any) -> Record:
+        return {
+            "objective": 2.0 * float(m.get_current_neg_log_likelihood()),
+            "converged": True,
+            "message": "evaluations are iterations",
+            "evaluations": int(m._get_num_optim_iter()),
+        }
+
+    return fit, read
+
+
 def statsmodels_parts(formula: str) -> tuple[str, str, str] | None:
     """(fixed, random, grouping factor) of a formula with one term of random effects, else None."""
     found = re.fullmatch(r"([^|]*?)\s*\+\s*\(([^|()]+)\|\s*(\w+)\s*\)", formula)
@@ -255,7 +372,7 @@ def _worker(peer: Peer, case: Case, settings: Settings) -> None:
     emit({**record, "status": "ok"})
 
 
-PEERS = {"glmm": _glmm, "mixedlm": _mixedlm, "statsmodels": _statsmodels}
+PEERS = {"glmm": _glmm, "mixedlm": _mixedlm, "gpboost": _gpboost, "statsmodels": _statsmodels}
 
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ GLMM_PEERS = (
     ("lme4", "lme4", "default"),
     ("lme4 without derivatives", "lme4", "calc.derivs=FALSE"),
     ("glmm", "glmm", ""),
+    ("glmmTMB", "glmmTMB", ""),
+    ("gpboost", "gpboost", ""),
 )
-LMM_PEERS = (*GLMM_PEERS, ("mixedlm", "mixedlm", ""), ("statsmodels", "statsmodels", ""))
+LMM_PEERS = (*GLMM_PEERS[:-1], ("mixedlm", "mixedlm", ""), ("statsmodels", "statsmodels", ""))
 
 
 def fits(records: list[Record]) -> str:
@@ -125,7 +127,8 @@ response to estimates and standard errors. `first`: the first fit of a process, 
 not; `first, cached`: the same in a new process that finds the compiled programs on disk. lme4 stops early by
 default and its standard errors come from finite differences (none without derivatives): `above best` is what
 its objective lacks. lme4's fits of more than half a minute run once. glmm runs with `anova_test="Wald"`,
-without which it refits Poisson models for tests, and has no tolerance to set. `evaluations`: glmmjax counts
+without which it refits Poisson models for tests, and has no tolerance to set. gpboost gets arrays, and maximises
+over variances alone, its coefficients in turn. `evaluations`: glmmjax counts
 objective and gradient together, and `+` the final Hessian; glmm objective (+ gradient apart) and lme4
 objective, of its last stage. `cores`: processor time over wall time of the warm calls. `above best`: how far
 the objective is above the lowest of all systems on the same data.
@@ -384,7 +387,19 @@ def provenance(runs: dict[str, dict[str, Any]]) -> str:
     for date, e in runs.items():
         versions = ", ".join(
             f"{k} {e[k]}"
-            for k in ("jax", "jaxlib", "numpy", "pandas", "glmm", "mixedlm", "statsmodels", "R", "lme4")
+            for k in (
+                "jax",
+                "jaxlib",
+                "numpy",
+                "pandas",
+                "glmm",
+                "mixedlm",
+                "gpboost",
+                "statsmodels",
+                "R",
+                "lme4",
+                "glmmTMB",
+            )
             if e.get(k)
         )
         changed = " with uncommitted changes" if e.get("uncommitted_changes") else ""
