@@ -1,4 +1,4 @@
-"""Single fits of linear models: glmmjax, lme4, glmmTMB, glmm, mixedlm and statsmodels on the same data in the same run."""
+"""Single fits of linear models: glmmjax and its peers on the same data in the same run."""
 
 from __future__ import annotations
 
