@@ -7,8 +7,10 @@ inside the functions, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -258,11 +260,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:  # FormulaError and DataError are ValueErrors
         print(f"glmmjax: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
 
 
+def script() -> NoReturn:
+    """The installed command: `main`, then out at once, as taking JAX's devices down takes a sixth of the whole."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as in `| head`
+        status = 1
+    except SystemExit as error:  # of argparse, which has written what there is to say
+        status = int(error.code or 0)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -279,3 +279,18 @@ def test_help_needs_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "factor(x)" in done.stdout and "--nAGQ" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["datasets"], 0), (["fit", "--help"], 0), (["fit", "y ~ x"], 2)])
+def test_the_command_leaves_at_once_with_all_said(arguments, status):
+    command = [sys.executable, "-m", "glmmjax._cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    said = done.stderr if status else done.stdout
+    assert said.endswith("\n") and ("verbagg" in said or "factor(x)" in said or "required: DATA" in said)
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m glmmjax._cli datasets | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "n" and done.stderr == ""
