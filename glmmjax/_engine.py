@@ -32,7 +32,7 @@ from ._fit_lmm import make_objective as make_linear_objective
 from ._objective import pieces
 from ._pirls import Parameters, zero_u
 from ._pls import cross_products
-from ._precision import lane_options
+from ._precision import LANE_OPTIONS, compile_with
 from .families import Family
 
 #: Numbers per row array in all lanes together: on a CPU its caches hold some ten of these arrays, and more lanes only
@@ -387,14 +387,14 @@ class Engine:
         """The programs, the first compiled while the second is traced."""
         global compilations
         mine, everyone = PartitionSpec(AXIS), PartitionSpec()
-        options = lane_options() if self.devices[0].platform == "cpu" else None
+        options = LANE_OPTIONS if self.devices[0].platform == "cpu" else None
         statics = {"kind": self.kind, "lanes": self.lanes}
         first = self._jit(
             partial(_begin, key=design.key, **statics), [mine, everyone, everyone, everyone, everyone], mine
         )
         with jax.default_device(self.devices[0]), ThreadPoolExecutor(2) as pool:
             lowered = first.lower(own, shared, *arguments)
-            begin = pool.submit(lowered.compile, compiler_options=options)
+            begin = pool.submit(compile_with, lowered, options)
             extra, starts = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), lowered.out_info)
             data = self._data(design, jax.tree.unflatten(design.treedef, design.leaves), extra)
             order = jax.ShapeDtypeStruct((self.block,), jnp.int32)
@@ -402,11 +402,11 @@ class Engine:
             statics["key"] = data.key
             second = self._jit(partial(_search, **statics), [mine, everyone, mine, mine, mine, everyone], mine)
             lowered = second.lower(*data.split, starts, order, count, limits)
-            search = pool.submit(lowered.compile, compiler_options=options)
+            search = pool.submit(compile_with, lowered, options)
             more = []
             if self.kind.has_more:
                 third = self._jit(partial(_more, **statics), [mine, everyone, mine], mine)
-                more = [third.lower(*data.split, starts.x).compile(compiler_options=options)]
+                more = [compile_with(third.lower(*data.split, starts.x), options)]
             compilations += 2 + self.kind.has_more
             return [begin.result(), search.result(), *more]
 

@@ -37,12 +37,12 @@ from ._pirls import (
     unspool,
     zero_u,
 )
-from ._precision import quick_options
+from ._precision import QUICK_OPTIONS, compile_with
 from ._quadrature import marginal
 from ._rows import sum_over_rows
 from .families import Family
 
-#: Rows up to which a fit with one grouping factor is compiled by `quick_options`.
+#: Rows up to which a fit with one grouping factor is compiled with `QUICK_OPTIONS`.
 QUICK_ROWS = 2_000
 
 
@@ -235,7 +235,7 @@ def step(
 
 def one_fit_options(design: Design) -> dict[str, Any] | None:
     """Compiler options for the programs of a single fit."""
-    return quick_options() if len(design.z) == 1 and design.n <= QUICK_ROWS else None
+    return QUICK_OPTIONS if len(design.z) == 1 and design.n <= QUICK_ROWS else None
 
 
 class GeneralisedProblem(Problem):
@@ -271,11 +271,11 @@ class GeneralisedProblem(Problem):
         options = one_fit_options(self._padded)
         with ThreadPoolExecutor(1) as pool:
             lowered = starting_values.lower(*self._start_from({}), self._padded, **settings)
-            first = pool.submit(lowered.compile, compiler_options=options)
+            first = pool.submit(compile_with, lowered, options)
             x, inverse, carry, constant = lowered.out_info
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
             second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
-            compiled = second.compile(compiler_options=options)
+            compiled = compile_with(second, options)
             return [first.result(), compiled]
 
     def with_response(self, y: np.ndarray) -> Problem:

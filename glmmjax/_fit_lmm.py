@@ -49,6 +49,7 @@ from ._pls import (
     reduce_gram,
     scale_border,
 )
+from ._precision import compile_with
 from ._symbolic import Plan
 from .families import Gaussian
 
@@ -403,7 +404,7 @@ class LinearProblem(Problem):
         elif self._program is None:
 
             def compiled() -> list[Any]:
-                return [_run.lower(*arguments, **settings).compile(compiler_options=one_fit_options(self._padded))]
+                return [compile_with(_run.lower(*arguments, **settings), one_fit_options(self._padded))]
 
             kept = programs.of_one_fit(("LMM",), ("LMM", str(settings)), self._padded, compiled)
             program = self._program = partial(_run, **settings) if kept is None else kept[0]

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +35,30 @@ def cache_directory() -> Path | None:
     return Path(base) / "glmmjax"
 
 
-@cache
-def lane_options() -> dict[str, Any] | None:
-    """Compiler options for programs over many small fits, None off the CPU or where XLA does not know them.
-
-    YNN, the library that XLA hands sums to, takes 5 ns a number for short ones; XLA's own loops take 0.3. Where the
-    processor has registers of 512 bits, using them makes fits a sixth faster.
-    """
-    return _if_known({"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512})
-
-
-@cache
-def quick_options() -> dict[str, Any] | None:
-    """Compiler options that halve the compilation of small programs: XLA's older emitter of loops and its own sums,
-    less optimisation, one module. None off the CPU or where XLA does not know them.
-
-    A fit of up to 2,000 rows with one grouping factor runs as fast; 5,000 rows take 1.7 times as long, and so do three
-    factors.
-    """
-    return _if_known(
-        {
-            "xla_cpu_use_fusion_emitters": False,
-            "xla_cpu_experimental_ynn_fusion_type": "",
-            "xla_backend_optimization_level": 1,
-            "xla_cpu_parallel_codegen_split_count": 1,
-        }
-    )
+#: Compiler options for programs over many small fits. YNN, the library that XLA hands sums to, takes 5 ns a number for
+#: short ones; XLA's own loops take 0.3. Registers of 512 bits, where the processor has them, make fits a sixth faster.
+LANE_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+#: Compiler options that halve the compilation of small programs: XLA's older emitter of loops and its own sums, less
+#: optimisation, one module. A fit of up to 2,000 rows with one grouping factor runs as fast; 5,000 rows take 1.7 times
+#: as long, and so do three factors.
+QUICK_OPTIONS: dict[str, Any] = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+#: Options that this version of XLA turned out not to know.
+_unknown: list[dict[str, Any]] = []
 
 
-def _if_known(options: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        jax.jit(lambda x: x).lower(np.zeros(1, np.float32)).compile(compiler_options=options)
-    except Exception:  # whatever an unknown option raises in this version
-        return None
-    return options
+def compile_with(lowered: Any, options: dict[str, Any] | None) -> Any:
+    """A lowered program compiled with these options, or without them where XLA does not know them."""
+    if options is not None and options not in _unknown:
+        try:
+            return lowered.compile(compiler_options=options)
+        except Exception:  # whatever an unknown option raises in this version
+            _unknown.append(options)
+    return lowered.compile()
 
 
 _SETTINGS = {

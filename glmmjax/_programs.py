@@ -29,7 +29,7 @@ import jaxlib
 import numpy as np
 
 from . import links
-from ._precision import cache_directory, quick_options
+from ._precision import QUICK_OPTIONS, cache_directory, compile_with
 from .families import Custom, Family
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
@@ -37,7 +37,7 @@ MOST_FILES = 300
 #: Programs kept in memory, the longest unused go first.
 MOST_PROGRAMS = 100
 
-#: Numbers in a `Kept` function's arguments up to which it is compiled by `quick_options`.
+#: Numbers in a `Kept` function's arguments up to which it is compiled with `QUICK_OPTIONS`.
 QUICK_NUMBERS = 100_000
 
 _kept: dict[Any, list[Any]] = {}
@@ -113,8 +113,8 @@ class Kept:
         texts = (self._name, *(text_of(value) for value in statics.values()))
 
         def make() -> list[Any]:
-            options = quick_options() if sum(np.size(leaf) for leaf in leaves) < QUICK_NUMBERS else None
-            return [self._jitted.lower(*args, **statics).compile(compiler_options=options)]
+            options = QUICK_OPTIONS if sum(np.size(leaf) for leaf in leaves) < QUICK_NUMBERS else None
+            return [compile_with(self._jitted.lower(*args, **statics), options)]
 
         found = of_one_fit((self._name, *statics.values()), texts, args, make)
         return self._jitted(*args, **statics) if found is None else found[0](*args)
