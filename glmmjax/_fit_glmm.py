@@ -42,8 +42,8 @@ from ._quadrature import marginal
 from ._rows import sum_over_rows
 from .families import Family
 
-#: Rows up to which a fit with one grouping factor is compiled with `QUICK_OPTIONS`.
-QUICK_ROWS = 2_000
+#: Rows (of a bucket) up to which a fit with one grouping factor is compiled with `QUICK_OPTIONS`.
+QUICK_ROWS = 2_048
 
 
 def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
