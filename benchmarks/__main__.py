@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import first, glmm_fits, inference, large, lmm_fits, lmm_scaling, many, memory, report
+from . import first, glmm_fits, glmm_scaling, inference, large, lmm_fits, lmm_scaling, many, memory, report
 from .measure import ROOT, Record, Settings, Suite, environment
 
-_MODULES = (first, glmm_fits, lmm_fits, lmm_scaling, inference, many, large, memory)
+_MODULES = (first, glmm_fits, lmm_fits, glmm_scaling, lmm_scaling, inference, many, large, memory)
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in _MODULES}
 
 

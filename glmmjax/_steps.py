@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -286,6 +286,8 @@ def several(device: Any) -> list[Any]:
 
 def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any = None) -> MixedModel:
     """`deviance_function`, `optimise`, then `make_model`."""
+    if device is not None:  # for `update`
+        setup = replace(setup, spec=replace(setup.spec, arguments={**setup.spec.arguments, "device": device}))
     with persistent_cache(), x64(), on(device):
         deviance = deviance_function(setup, device)
         return make_model(deviance, _optimise(deviance, start, verbose))

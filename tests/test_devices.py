@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, assert_close
+from helpers import ROOT, assert_close, load_data
 
 import glmmjax as gj
-from glmmjax import _shards
+from glmmjax import _glmer, _shards
 
 WORKER = Path(__file__).with_name("devices_worker.py")
 
@@ -106,3 +106,12 @@ def test_one_device_by_name(cbpp: Any) -> None:
     for device in ("cpu", jax.devices("cpu")[0]):
         named = gj.glmer(formula, cbpp, "binomial", device=device)
         assert_close(named.objective, default.objective, rtol=1e-12)
+
+
+def test_update_keeps_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = gj.glmer("incidence ~ 1 + (1 | herd)", load_data("cbpp"), "poisson", device="cpu")
+    seen: list[Any] = []
+    monkeypatch.setattr(_glmer, "fit", lambda setup, start, verbose, device: seen.append(device) or m)
+    m.update(". ~ . + period")
+    m.update(". ~ . + period", device=None)
+    assert seen == ["cpu", None]
