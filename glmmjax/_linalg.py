@@ -43,7 +43,7 @@ def segment_sum(values: Array, segments: Array | Grid, m: int) -> Array:
     values = jax.lax.optimization_barrier(values)
     if isinstance(segments, Grid):
         return values.reshape(segments.repeats, m, *values.shape[1:]).sum(0)
-    return jnp.zeros((m, *values.shape[1:]), values.dtype).at[segments].add(values, mode="promise_in_bounds")
+    return add_at(jnp.zeros((m, *values.shape[1:]), values.dtype), segments, values)
 
 
 def take(values: Array, index: Array | Grid) -> Array:
@@ -56,21 +56,38 @@ def take(values: Array, index: Array | Grid) -> Array:
     if isinstance(index, Grid):
         repeated = jnp.broadcast_to(values[None], (index.repeats, *values.shape))
         return jax.lax.optimization_barrier(repeated.reshape(-1, *values.shape[1:]))
-    return jax.lax.optimization_barrier(values.at[index].get(mode="promise_in_bounds"))
+    values, index = jnp.asarray(values), jnp.asarray(index)
+    rest = values.shape[1:]
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=tuple(range(index.ndim, index.ndim + len(rest))), collapsed_slice_dims=(0,), start_index_map=(0,)
+    )
+    # not values[index]: that takes negative indices for ones from the end, and is seven operations
+    gathered = jax.lax.gather(values, index[..., None], dimensions, (1, *rest), mode="promise_in_bounds")
+    return jax.lax.optimization_barrier(gathered)
 
 
 def add_at(to: Array, index: Array, values: Array) -> Array:
     """Scatter-add at indices known to be in range."""
-    return to.at[index].add(values, mode="promise_in_bounds")
+    to, index = jnp.asarray(to), jnp.asarray(index)
+    dimensions = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(index.ndim, values.ndim)),
+        inserted_window_dims=(0,),
+        scatter_dims_to_operand_dims=(0,),
+    )
+    return jax.lax.scatter_add(to, index[..., None], values, dimensions, mode="promise_in_bounds")
 
 
 def outer_sum(a: Array, b: Array) -> Array:
     """sum_r a[..., r, i] b[..., r, j]: batched a'b for tiny matrices, fused elementwise by XLA."""
+    if a.shape[-2] == 1:
+        return a.swapaxes(-1, -2) * b
     return (a[..., :, :, None] * b[..., :, None, :]).sum(-3)
 
 
 def small_matmul(a: Array, b: Array) -> Array:
     """Batched a b for tiny matrices, (..., i, r) x (..., r, j)."""
+    if a.shape[-1] == 1:
+        return a * b
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
 
 
