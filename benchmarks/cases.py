@@ -213,6 +213,7 @@ GLMM_FITS = {
             "binomial",
             _contraception,
             {"glmm": f"use01 ~ {_CM} + (urban | district)"},
+            long=True,
         ),
         Case(
             "cbpp_nagq25",
@@ -231,6 +232,7 @@ GLMM_FITS = {
             _contraception,
             {"glmm": f"use01 ~ {_CM} + (1 | district)"},
             nAGQ=9,
+            long=True,
         ),
         Case(
             "contraception_cm4_nagq9",
@@ -256,6 +258,7 @@ GLMM_FITS = {
             "binomial",
             _verbagg,
             {"glmm": f"r01 ~ {' + '.join([*_VERBAGG, *_PAIRS])} + (1 | id) + (1 | item)"},
+            long=True,
         ),
         Case(
             "maximal",
@@ -320,6 +323,7 @@ LMM_FITS = {
             "gaussian",
             lambda: _bundled("chem97"),
             REML=True,
+            long=True,
         ),
         Case(
             "insteval_ml",
@@ -328,6 +332,7 @@ LMM_FITS = {
             "gaussian",
             lambda: _bundled("insteval"),
             REML=False,
+            long=True,
         ),
         Case(
             "slopes_million",

@@ -63,7 +63,7 @@ CASES = {
         "fixed effects p, 10,000 rows", "p", tuple((p, Size(p=p)) for p in (2, 4, 8, 16, 32))
     ),
     "scaling_covariance_parameters": ScalingCase(
-        "covariance parameters, 1 to 4 random effects per level, 10,000 rows",
+        "covariance parameters, 10,000 rows",
         "theta",
         tuple((k * (k + 1) // 2, Size(p=5, k=k)) for k in (1, 2, 3, 4)),
     ),
@@ -151,6 +151,8 @@ def picture(records: list[Record], path: Path) -> None:
             ax.plot(x, y, "o-", color=f"C{i}", label=system, markersize=4)
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.set_xticks([value for value, _ in case.sizes], [f"{value:,}" for value, _ in case.sizes], fontsize="small")
+        ax.minorticks_off()
         ax.set_xlabel(case.title, fontsize="small")
     axes[0].set_ylabel("seconds of a warm fit")
     axes[0].legend(frameon=False)

@@ -124,7 +124,12 @@ def _worker(case: ScalingCase, settings: Settings, n: int) -> None:
 
 
 SUITE = Suite(
-    "lmm_scaling", "One evaluation of a linear mixed model by number of rows", tuple(CASES), run, report.scaling
+    "lmm_scaling",
+    "One evaluation of a linear mixed model by number of rows",
+    tuple(CASES),
+    run,
+    report.scaling,
+    ("scaling_crossed",),
 )
 
 

@@ -42,7 +42,10 @@ CASES: dict[str, ManyCase] = {}
 for _family in ("poisson", "binomial"):
     for _count in (1_000, 10_000):
         CASES[f"many_{_family}_{_count}"] = ManyCase(
-            f"{_count:,} data sets of 200 rows and 20 groups, {_family}", _family, _count, long=_count > 1_000
+            f"{_count:,} data sets of 200 rows and 20 groups, {_family}",
+            _family,
+            _count,
+            long=_count > 1_000 or _family != "poisson",
         )
 for _label, _family in (("poisson", "poisson"), ("nbinom2", "nbinom2")):
     CASES[f"responses_{_label}"] = ManyCase(
