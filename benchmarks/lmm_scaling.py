@@ -106,7 +106,7 @@ def _worker(case: ScalingCase, settings: Settings, n: int) -> None:
     with x64():
 
         def form() -> Any:
-            return jax.block_until_ready(problem.with_response(y).cross)  # a new problem: the old one keeps them
+            return jax.block_until_ready(problem.with_rows("y", y).cross)  # a new problem: the old one keeps them
 
         form()
         record["times"]["cross"] = repeat(form, settings)

@@ -24,7 +24,7 @@ from . import _programs as programs
 from ._buckets import bucket_of
 from ._design import Design
 from ._fit import safe_inverse
-from ._fit_glmm import Carry, GeneralisedProblem
+from ._fit_glmm import GeneralisedProblem
 from ._linalg import segment_sum
 from ._objective import products_at
 from ._pirls import Parameters
@@ -113,8 +113,7 @@ def levels_at(model: MixedModel, k: int) -> Levels:
     z[:k], log_w[:k] = rule.z, np.log(rule.w)
     params, u, design = _arguments(model)
     m, bucket = u.shape[0], bucket_of(design)
-    if bucket is not None:
-        (u,), design = bucket.pad_levels((u,)), bucket.pad(design)
+    (u,), design = bucket.pad_levels((u,)), bucket.pad(design)
     with persistent_cache(), x64():
         settings = {"family": model.family, "hessian": model._spec.hessian}
         found = _by_level(params, u, design, np.int32(k), z, log_w, **settings)
@@ -294,7 +293,7 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     x = np.concatenate([e.theta, e.beta, np.log(e.phi)])
     J = problem.scaling.jacobian(False)
     inner = J @ x
-    carry = Carry(e.u, inner[e.theta.size : e.theta.size + e.beta.size], np.zeros((), np.int32))
+    carry = problem.carry_at(e.u, inner[e.theta.size : e.theta.size + e.beta.size])
     with persistent_cache(), x64():
 
         def gradient(at: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from ._many_data import Labels
 from ._precision import persistent_cache, x64
 from ._profile import standard_focals
 from ._progress import progress
-from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_responses, information_by_cluster
+from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_rows, information_by_cluster
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -143,7 +143,7 @@ def bootstrap(
         if levels is not None:
             fits = fit_levels(model, levels, limits, start)
         else:
-            fits = fit_responses(model, draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
+            fits = fit_rows(model, "y", draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
         out, good = many_values(model, fits), fits.converged
         if not model.is_linear:
             good = good & ~(np.abs(fits.beta) * spread > RUN_OFF).any(axis=1)
@@ -154,7 +154,7 @@ def bootstrap(
         if levels is not None:
             problems = _of_groups(model, levels)
         else:
-            problems = (model._problem.with_response(y) for y in draw_responses(model, int(nsim), seed, kind))
+            problems = (model._problem.with_rows("y", y) for y in draw_responses(model, int(nsim), seed, kind))
         with persistent_cache(), x64():
             for i, problem in enumerate(progress(problems, "bootstrap", int(nsim))):
                 found = problem.run(problem.start(start), limits, "own")

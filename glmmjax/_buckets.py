@@ -7,6 +7,7 @@ the deviance or its derivatives.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,52 +29,51 @@ def sized(n: int) -> int:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape for designs of n rows and m levels: how many of each are added."""
+    """A shape for designs: how many rows and levels are added to theirs, and the levels that they have."""
 
-    n: int
-    m: int
     rows: int
     levels: int
+    own: tuple[int, ...]
 
-    def pad_rows(self, values: Any, fill: float | None = None) -> np.ndarray:
-        """(n, ...) -> (n + rows, ...), by copies of the first or by `fill`."""
-        values = np.asarray(values)
-        added = np.broadcast_to(values[:1] if fill is None else values.dtype.type(fill), (self.rows, *values.shape[1:]))
-        return np.concatenate([values, added])
+    def pad_arrays(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a design, (n, ...) -> (n + rows, ...): weights by 0, others by copies of the first."""
+        fill = {"weights": 0.0}
+        return {k: jax.tree.map(partial(add_rows, rows=self.rows, fill=fill.get(k)), v) for k, v in arrays.items()}
 
     def pad(self, design: Design) -> Design:
         """The design in this shape."""
-        return replace(
-            design,
-            y=self.pad_rows(design.y),
-            X=self.pad_rows(design.X),
-            weights=self.pad_rows(design.weights, 0.0),
-            offset=self.pad_rows(design.offset),
-            z=tuple(self.pad_rows(z) for z in design.z),
-            level=tuple(self.pad_rows(level) for level in design.level),
-            n_levels=(self.m + self.levels,),
-        )
+        rows = {name: getattr(design, name) for name in ("y", "X", "weights", "offset", "z", "level")}
+        return replace(design, n_levels=tuple(m + self.levels for m in design.n_levels), **self.pad_arrays(rows))
 
-    def pad_levels(self, blocks: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-        """(m, k) per block -> (m + levels, k)."""
-        return tuple(np.concatenate([b, np.zeros((self.levels, *b.shape[1:]), b.dtype)]) for b in blocks)
+    def pad_levels(self, blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+        """(m, k) per block -> (m + levels, k), by zeros."""
+        return tuple(add_rows(block, self.levels, 0.0) for block in blocks)
 
-    def own_levels(self, blocks: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-        """(m + levels, k) per block -> (m, k), on the host."""
-        return tuple(np.asarray(b)[: self.m] for b in blocks)
+    def own_levels(self, blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+        """(m + levels, k) per block -> (m, k)."""
+        return tuple(block[:m] for block, m in zip(blocks, self.own, strict=True))
+
+
+def add_rows(values: Any, rows: int, fill: float | None = None) -> Any:
+    """(n, ...) -> (n + rows, ...), by copies of the first or by `fill`; the array itself if there are none to add."""
+    if not rows:
+        return values
+    values = np.asarray(values)
+    first = values[:1] if fill is None else values.dtype.type(fill)
+    return np.concatenate([values, np.broadcast_to(first, (rows, *values.shape[1:]))])
 
 
 def fill_rows(values: np.ndarray) -> np.ndarray:
     """(n, ...) -> rows of a bucket, the added ones copies of the first; large n as they are."""
     n = values.shape[0]
-    return values if n > MOST_ROWS else Bucket(n, 0, sized(n) - n, 0).pad_rows(values)
+    filled: np.ndarray = add_rows(values, sized(n) - n if n <= MOST_ROWS else 0)
+    return filled
 
 
-def bucket_of(design: Design) -> Bucket | None:
-    """Where a design's programs are shared with others; None where it is padded by nothing, or should not be."""
+def bucket_of(design: Design) -> Bucket:
+    """The shape in which a design shares its programs with others; its own where padding would cost or not help."""
     arrays = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(design))
     if len(design.z) != 1 or design.n > MOST_ROWS or not arrays or jax.default_backend() != "cpu":
-        return None
+        return Bucket(0, 0, design.n_levels)
     m = design.n_levels[0]
-    rows, levels = sized(design.n) - design.n, sized(m) - m
-    return Bucket(design.n, m, rows, levels) if rows or levels else None
+    return Bucket(sized(design.n) - design.n, sized(m) - m, (m,))

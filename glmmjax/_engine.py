@@ -438,9 +438,7 @@ class Engine:
         """
         D, N = len(self.devices), self.size
         wanted = bool(limits.hessian)
-        limits = self.kind.limits(limits)
-        tol, most = np.asarray(limits.tol, theta.dtype), np.array(limits.max_evaluations, np.int32)
-        limits = opt.Limits(tol, most, np.array(limits.hessian))
+        limits = opt.as_arrays(self.kind.limits(limits), theta.dtype)
         some = _Some(design, own)
         arguments = (theta, phi, np.asarray(fixed))
         compiled = self._programs(some, arguments, limits)

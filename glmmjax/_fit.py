@@ -7,7 +7,7 @@ Works on arrays; knows no formulas and no labels. `Problem` is what a kind of mo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -141,12 +141,11 @@ class Problem:
     #: whether a search with its own metric reports that as the Hessian
     guided: bool = False
 
-    def with_response(self, y: np.ndarray) -> Problem:
-        """The same design with another response; nothing else is copied or scaled again."""
-        raise NotImplementedError
+    def with_rows(self, name: str, values: np.ndarray) -> Self:
+        """The same design with another "y" or other "weights" (n,), where rows of weight 0 count as absent.
 
-    def with_weights(self, weights: np.ndarray) -> Problem:
-        """The same design with other weights (n,); rows of weight 0 count as absent."""
+        Nothing else is copied or scaled again.
+        """
         raise NotImplementedError
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
@@ -409,7 +408,7 @@ def _report(
     beta_s = np.asarray(state.carry.beta) if joint else x[t : t + p]
     beta = np.linalg.solve(problem.scaling.A, beta_s) if p else np.zeros(0)
     signs = np.ones(J.shape[0])
-    u = [np.array(block) for block in state.carry.u]
+    u = [np.array(block[:m]) for block, m in zip(state.carry.u, design.n_levels, strict=True)]
     for term in design.terms:
         T = term.structure.host_factor(theta[term.theta])
         flips = term.structure.flip(T)

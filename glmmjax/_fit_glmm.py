@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +246,7 @@ class GeneralisedProblem(Problem):
         if jax.default_backend() != "cpu":  # there once; on a CPU every program takes NumPy arrays as they are
             self.design = jax.device_put(self.design)
         self._bucket = bucket_of(self.design)
-        self._padded = self.design if self._bucket is None else self._bucket.pad(self.design)
+        self._padded = self._bucket.pad(self.design)  # what programs take, and carries have the shape of
         self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
         self.joint, self.exact = nAGQ == 0, exact
 
@@ -259,9 +259,8 @@ class GeneralisedProblem(Problem):
         """Compiled for these shapes: `starting_values` of (theta, phi, fixed, design), and `run` without statics."""
         settings = {"family": self.family, "nAGQ": self.nAGQ}
         more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
-        texts = ("GLMM", programs.family_key(self.family), self.hessian, f"{self.nAGQ} {PATH_LENGTH}")
-        model = ("GLMM", self.family, self.hessian, self.nAGQ)
-        found = programs.of_one_fit(model, texts, self._padded, partial(self._compile, settings, more))
+        model = ("GLMM", self.family, self.hessian, self.nAGQ, PATH_LENGTH)
+        found = programs.of_one_fit(model, self._padded, partial(self._compile, settings, more))
         if found is None:
             return partial(starting_values, **settings), partial(run, **settings, **more)
         return found[0], found[1]
@@ -278,21 +277,12 @@ class GeneralisedProblem(Problem):
             compiled = compile_with(second, options)
             return [first.result(), compiled]
 
-    def with_response(self, y: np.ndarray) -> Problem:
+    def with_rows(self, name: str, values: np.ndarray) -> Self:
         other = copy(self)
-        y = np.asarray(y, self.original.y.dtype)
-        other.original = replace(self.original, y=y)
-        other.design = replace(self.design, y=y)
-        other._padded = replace(self._padded, y=y if self._bucket is None else self._bucket.pad_rows(y))
-        return other
-
-    def with_weights(self, weights: np.ndarray) -> Problem:
-        other = copy(self)
-        weights = np.asarray(weights, self.original.weights.dtype)
-        other.original = replace(self.original, weights=weights)
-        other.design = replace(self.design, weights=weights)
-        padded = weights if self._bucket is None else self._bucket.pad_rows(weights, 0.0)
-        other._padded = replace(self._padded, weights=padded)
+        new: dict[str, Any] = {name: np.asarray(values, self.original.y.dtype)}
+        other.original = replace(self.original, **new)
+        other.design = replace(self.design, **new)
+        other._padded = replace(self._padded, **self._bucket.pad_arrays(new))
         return other
 
     def _start_from(self, start: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -303,10 +293,7 @@ class GeneralisedProblem(Problem):
         return theta0, phi, np.asarray(theta is not None)
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
-        begin = Start(*self._programs[0](*self._start_from(start), self._padded))
-        if self._bucket is None:
-            return begin  # on the device: nothing waits for it
-        return begin._replace(carry=begin.carry._replace(u=self._bucket.own_levels(begin.carry.u)))
+        return Start(*self._programs[0](*self._start_from(start), self._padded))
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
         design, beta = self.original, start.get("beta")
@@ -320,26 +307,25 @@ class GeneralisedProblem(Problem):
         return begin._replace(x=x, carry=begin.carry._replace(beta=own))
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
-        limits, bucket = opt.as_arrays(tighter(limits)), self._bucket
-        if bucket is not None:
-            begin = begin._replace(carry=begin.carry._replace(u=bucket.pad_levels(begin.carry.u)))
         x, inverse, carry, constant = begin
-        found = unpacked(self._programs[1](x, inverse, carry, limits, constant, self._padded), begin)
-        if bucket is None:
-            return found
-        return found._replace(carry=found.carry._replace(u=bucket.own_levels(found.carry.u)))
+        limits = opt.as_arrays(tighter(limits))
+        return unpacked(self._programs[1](x, inverse, carry, limits, constant, self._padded), begin)
+
+    def carry_at(self, u: Blocked, beta: np.ndarray) -> Carry:
+        """What an evaluation near modes u, per block (m, k), and beta (p,) of Xs starts from."""
+        return Carry(self._bucket.pad_levels(u), beta, np.zeros((), np.int32))
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
-        return step(state, begin.inverse, tighter(limits), begin.constant, self.design, *self._static)
+        return step(state, begin.inverse, tighter(limits), begin.constant, self._padded, *self._static)
 
     def evaluate(self, x: Array, carry: Any, constant: Any) -> tuple[Array, Array, Any, Array]:
-        return _evaluate(x, carry, constant, self.design, *self._static)
+        return _evaluate(x, carry, constant, self._padded, *self._static)
 
     def deviance(self, x: Array, carry: Any, constant: Any) -> Array:
-        return deviance_at(x, carry, self.design, *self._static)[0] + constant
+        return deviance_at(x, carry, self._padded, *self._static)[0] + constant
 
     def exact_hessian(self, x: Array, carry: Any, constant: Any) -> Array:
-        return _hessian(x, carry, constant, self.design, *self._static)
+        return _hessian(x, carry, constant, self._padded, *self._static)
 
 
 @partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -329,7 +329,7 @@ class LinearProblem(Problem):
         self._cross: CrossProducts | None = None
         self._program: Any = None  # compiled for these shapes
         self._bucket = bucket_of(self._scaled)
-        self._padded = self._scaled if self._bucket is None else self._bucket.pad(self._scaled)
+        self._padded = self._bucket.pad(self._scaled)
 
     @property
     def cross(self) -> CrossProducts:
@@ -342,22 +342,12 @@ class LinearProblem(Problem):
         made: CrossProducts = _cross(self._scaled)
         return made
 
-    def with_response(self, y: np.ndarray) -> LinearProblem:
+    def with_rows(self, name: str, values: np.ndarray) -> Self:
         other = copy(self)
-        y = np.asarray(y, self.original.y.dtype)
-        other.original = replace(self.original, y=y)
-        other._scaled = replace(self._scaled, y=y)
-        other._padded = replace(self._padded, y=y if self._bucket is None else self._bucket.pad_rows(y))
-        other._cross = None
-        return other
-
-    def with_weights(self, weights: np.ndarray) -> LinearProblem:
-        other = copy(self)
-        weights = np.asarray(weights, self.original.weights.dtype)
-        other.original = replace(self.original, weights=weights)
-        other._scaled = replace(self._scaled, weights=weights)
-        padded = weights if self._bucket is None else self._bucket.pad_rows(weights, 0.0)
-        other._padded = replace(self._padded, weights=padded)
+        new: dict[str, Any] = {name: np.asarray(values, self.original.y.dtype)}
+        other.original = replace(self.original, **new)
+        other._scaled = replace(self._scaled, **new)
+        other._padded = replace(self._padded, **self._bucket.pad_arrays(new))
         other._cross = None
         return other
 
@@ -394,9 +384,8 @@ class LinearProblem(Problem):
         return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
-        limits, bucket = opt.as_arrays(self._limits(limits, metric)), self._bucket
-        if bucket is not None:
-            begin = begin._replace(carry=begin.carry._replace(u=bucket.pad_levels(begin.carry.u)))
+        limits, carry = opt.as_arrays(self._limits(limits, metric)), begin.carry
+        begin = begin._replace(carry=carry._replace(u=self._bucket.pad_levels(carry.u)))
         arguments = begin.x, begin.inverse, begin.carry, limits, self._padded, self._reml
         settings = {"metric": metric, "path_length": PATH_LENGTH}
         if metric != "own":
@@ -406,14 +395,12 @@ class LinearProblem(Problem):
             def compiled() -> list[Any]:
                 return [compile_with(_run.lower(*arguments, **settings), one_fit_options(self._padded))]
 
-            kept = programs.of_one_fit(("LMM",), ("LMM", str(settings)), self._padded, compiled)
+            kept = programs.of_one_fit(("LMM", *settings.values()), self._padded, compiled)
             program = self._program = partial(_run, **settings) if kept is None else kept[0]
         else:
             program = self._program
         found = unpacked(program(*arguments), begin)
-        if bucket is None:
-            return found
-        return found._replace(carry=found.carry._replace(u=bucket.own_levels(found.carry.u)))
+        return found._replace(carry=found.carry._replace(u=self._bucket.own_levels(found.carry.u)))
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)

@@ -225,7 +225,7 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
         raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
     spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
     with x64():
-        problem = model._problem.with_response(np.ascontiguousarray(y))
+        problem = model._problem.with_rows("y", np.ascontiguousarray(y))
         return fit_problem(spec, replace(frame, y=y), problem, None)
 
 

@@ -25,7 +25,7 @@ from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
 from ._progress import progress
 from ._pyplot import pyplot
-from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_weights, information_by_cluster
+from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_rows, information_by_cluster
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -250,14 +250,14 @@ def _refits(
     m = clusters.size
     each = (np.where(codes == j, 0.0, weights) for j in clusters)
     if m and (m >= BATCH_FROM if batched is None else batched):
-        fits = fit_weights(model, each, m, limits, begin)
+        fits = fit_rows(model, "weights", each, m, limits, begin)
         last = np.log(fits.sigma)[:, None] if model.is_linear else np.log(fits.phi)
         moves = np.column_stack([fits.theta, fits.beta, last]) - base
         return names, moves, fits.converged
     moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
     with persistent_cache(), x64():
         for j, without in enumerate(progress(each, "refits", m)):
-            problem = model._problem.with_weights(without)
+            problem = model._problem.with_rows("weights", without)
             found = problem.run(problem.start(begin), limits, "own")
             moves[j] = _parameters(model, *natural_parameters(problem, found)) - base
             good[j] = found.status == opt.CONVERGED

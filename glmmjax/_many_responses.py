@@ -71,7 +71,7 @@ class Layout:
         stack = Stack(make_group([frame], [0]), [len(t.levels) for t in _blocks_of(frame)], family)
         self.labels, self.n = stack.labels, stack.n
         self._position = stack.position
-        self.y_empty, self.offset_empty = stack.y_empty, stack.offset_empty
+        self._empty = {"y": stack.y_empty, "weights": 0.0, "offset": stack.offset_empty}
         squeezed = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, stack.template, stack.own)
         flags = jax.tree.map(lambda _: False, squeezed)
         changes = {name: jax.tree.map(lambda _: True, getattr(flags, name)) for name in own}
@@ -79,19 +79,16 @@ class Layout:
         self.weights = np.asarray(squeezed.weights)[self._position]
         self.template = squeezed
 
-    def filled(self, rows: np.ndarray, empty: float) -> np.ndarray:
-        """Values (b, n of the frame) in the layout, (b, n)."""
-        out = np.full((rows.shape[0], self.n), empty)
+    def filled(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Values (b, n of the frame) of y, weights or offset in the layout, (b, n)."""
+        out = np.full((rows.shape[0], self.n), self._empty[name])
         out[:, self._position] = rows
         return out
 
-    def with_responses(self, y: np.ndarray) -> Design:
-        """Arrays of responses (b, n of the frame)."""
-        return replace(self.template, y=self.filled(y, self.y_empty))
-
-    def with_weights(self, weights: np.ndarray) -> Design:
-        """Arrays with weights (b, n of the frame)."""
-        return replace(self.template, weights=self.filled(weights, 0.0))
+    def with_rows(self, name: str, rows: np.ndarray) -> Design:
+        """The design with y, weights or offset (b, n of the frame)."""
+        changes: dict[str, Any] = {name: self.filled(name, rows)}
+        return replace(self.template, **changes)
 
 
 class Shared(Layout):
@@ -126,13 +123,13 @@ class Shared(Layout):
             weights = np.where(missing, 0.0, known)
         self._check(y, missing, weights, members)
         if absent:
-            y = np.where(missing, self.y_empty, y)
+            y = np.where(missing, self._empty["y"], y)
         if self.own.weights:
             known = np.broadcast_to(self.weights, y.shape) if weights is None else weights
-            changes["weights"] = self.filled(known, 0.0)
+            changes["weights"] = self.filled("weights", known)
         if "offset" in self._given:
-            changes["offset"] = self.filled(self._given["offset"].T[members], self.offset_empty)
-        return replace(self.template, y=self.filled(y, self.y_empty), **changes)
+            changes["offset"] = self.filled("offset", self._given["offset"].T[members])
+        return replace(self.template, y=self.filled("y", y), **changes)
 
     def _check(self, y: np.ndarray, missing: np.ndarray, weights: np.ndarray | None, members: np.ndarray) -> None:
         """Note what is wrong with responses, which are then replaced by something harmless."""

@@ -94,10 +94,10 @@ class Limits(NamedTuple):
     hessian: Array | np.ndarray | bool
 
 
-def as_arrays(limits: Limits) -> Limits:
+def as_arrays(limits: Limits, dtype: Any = float) -> Limits:
     """Limits of fixed types, as compiled programs take them."""
     tol, most, hessian = limits
-    return Limits(np.asarray(tol, float), np.asarray(most, np.int32), np.asarray(hessian, bool))
+    return Limits(np.asarray(tol, dtype), np.asarray(most, np.int32), np.asarray(hessian, bool))
 
 
 def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> State:

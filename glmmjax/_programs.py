@@ -77,13 +77,11 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
     return found
 
 
-def of_one_fit(
-    model: tuple[Any, ...], texts: tuple[str | None, ...], design: Any, make: Callable[[], Sequence[Any]]
-) -> list[Any] | None:
+def of_one_fit(model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[Any]]) -> list[Any] | None:
     """Compiled programs for a design of NumPy arrays on one processor, else None: then `jax.jit` keeps them.
 
     Args:
-        model: what they depend on beside the design's shapes, hashable. texts: the same, None for what has no text.
+        model: what they depend on beside the design's shapes, hashable.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None or isinstance(device, str):
@@ -94,6 +92,7 @@ def of_one_fit(
     shapes = tuple((leaf.shape, leaf.dtype.str) for leaf in leaves)
 
     def stored() -> Sequence[Any] | None:
+        texts = [text_of(part) for part in model]
         return None if None in texts else (*texts, str(treedef), shapes)
 
     return obtain((*model, treedef, shapes, device), stored, [device], make)
@@ -110,13 +109,12 @@ class Kept:
         leaves = jax.tree.leaves(args)
         if not all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in leaves):  # traced, or on a device
             return self._jitted(*args, **statics)
-        texts = (self._name, *(text_of(value) for value in statics.values()))
 
         def make() -> list[Any]:
             options = QUICK_OPTIONS if sum(np.size(leaf) for leaf in leaves) < QUICK_NUMBERS else None
             return [compile_with(self._jitted.lower(*args, **statics), options)]
 
-        found = of_one_fit((self._name, *statics.values()), texts, args, make)
+        found = of_one_fit((self._name, *statics.values()), args, make)
         return self._jitted(*args, **statics) if found is None else found[0](*args)
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -85,28 +86,17 @@ def refit_together(
     return Many.together(parts)
 
 
-def fit_responses(
+def fit_rows(
     model: MixedModel,
-    responses: Iterator[np.ndarray],
+    name: str,
+    arrays: Iterator[np.ndarray],
     total: int,
     limits: opt.Limits,
     start: dict[str, np.ndarray] | None = None,
 ) -> Many:
-    """Fits to other responses (n,)."""
-    layout = Layout(model._data, model._spec.family, {"y"})
-    return refit_together(model, layout, layout.with_responses, responses, total, limits, start)
-
-
-def fit_weights(
-    model: MixedModel,
-    weights: Iterator[np.ndarray],
-    total: int,
-    limits: opt.Limits,
-    start: dict[str, np.ndarray] | None = None,
-) -> Many:
-    """Fits with other weights (n,), trials included; rows with weight 0 are out."""
-    layout = Layout(model._data, model._spec.family, {"weights"})
-    return refit_together(model, layout, layout.with_weights, weights, total, limits, start)
+    """Fits to other responses ("y") or with other "weights" (n,), trials included, where 0 leaves a row out."""
+    layout = Layout(model._data, model._spec.family, {name})
+    return refit_together(model, layout, partial(layout.with_rows, name), arrays, total, limits, start)
 
 
 def fit_levels(
@@ -136,7 +126,7 @@ class _Resampled(Layout):
         self._members = [self._position[level == j] for j in range(m)]
         sizes = np.array([r.size for r in self._members])
         self.n = sized(int(sizes[draws].sum(axis=1).max()))
-        empty = {"y": self.y_empty, "X": 0.0, "weights": 0.0, "offset": inside(family)}
+        empty = {**self._empty, "X": 0.0, "offset": inside(family)}
 
         def extended(values: np.ndarray, fill: float) -> np.ndarray:  # by a row that is not there
             row = np.full((1, *values.shape[1:]), fill)

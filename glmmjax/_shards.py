@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import _optimise as opt
+from ._buckets import Bucket
 from ._design import Design
 from ._engine import _shard_map
 from ._errors import DataError
-from ._fit import PATH_LENGTH, Problem, Start, unpacked
+from ._fit import PATH_LENGTH, Start, unpacked
 from ._fit_glmm import Carry, GeneralisedProblem, make_objective, starting_values, tighter
 from ._fit_lmm import LinearProblem, search
 from ._pls import CrossProducts, cross_products
@@ -276,6 +277,7 @@ class ShardedProblem(GeneralisedProblem):
         devices: Sequence[Any],
     ) -> None:
         super().__init__(design, family, nAGQ, hessian, exact)
+        self._bucket, self._padded = Bucket(0, 0, design.n_levels), self.design  # programs here see the rows as shards
         self._names, self._mesh = names, Mesh(np.array(devices), (AXIS,))
         self._shards = by_groups(self.design, names, self._mesh)
 
@@ -283,16 +285,10 @@ class ShardedProblem(GeneralisedProblem):
         # from the host: what is on one process's device cannot enter a program of several
         return _host(_everywhere(_host(args), self._shards, _Task(name, *self._static), self._mesh))
 
-    def with_response(self, y: np.ndarray) -> Problem:
-        return self._again(super().with_response(y))
-
-    def with_weights(self, weights: np.ndarray) -> Problem:
-        return self._again(super().with_weights(weights))
-
-    def _again(self, other: Any) -> Problem:
+    def with_rows(self, name: str, values: np.ndarray) -> Self:
+        other = super().with_rows(name, values)
         other._shards = by_groups(other.design, self._names, self._mesh)
-        made: Problem = other
-        return made
+        return other
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
         begin: Start = self._together("start", *self._start_from(start))

@@ -86,7 +86,7 @@ def bootstrap_test(smaller: MixedModel, larger: MixedModel, nsim: int = 1000, se
 
 def _deviance(model: MixedModel, y: np.ndarray) -> float | None:
     """The lowest deviance at another response; None where the search failed."""
-    problem = model._problem.with_response(y)
+    problem = model._problem.with_rows("y", y)
     start = {"theta": model._estimates.theta, "phi": model._estimates.phi}
     if not model.is_linear:
         start["beta"] = model._estimates.beta

@@ -110,7 +110,7 @@ def refitted(m: gj.MixedModel, what: str, values: np.ndarray) -> np.ndarray:
         setup = gj.ModelSetup(m._spec, m._data, replace(m._design, offset=values))
         problem = gj.deviance_function(setup).problem
     else:
-        problem = m._problem.with_weights(values) if what == "weights" else m._problem.with_response(values)
+        problem = m._problem.with_rows(what, values)
     e = estimate(problem, None, 1e-13)
     return np.concatenate([e.theta, e.beta, [np.log(e.sigma)] if m.is_linear else []])
 
