@@ -311,15 +311,15 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(names, name="parameter"))
 
 
-def notable(model: MixedModel) -> str:
-    """One sentence if the likelihood at the estimates is off by more than `NOTABLE`; else empty.
-
-    Looks only where that is cheap: up to `SUMMARY_EFFORT` rows times nodes.
-    """
-    if prevented(model):
-        return ""
+def affordable(model: MixedModel) -> bool:
+    """Whether a summary looks at the quality of the approximation."""
     d = model._design.z[0].shape[1]
-    if model.nobs * LADDER[1] ** d > SUMMARY_EFFORT:
+    return not prevented(model) and model.nobs * LADDER[1] ** d <= SUMMARY_EFFORT
+
+
+def notable(model: MixedModel) -> str:
+    """One sentence if the likelihood at the estimates is off by more than `NOTABLE`; else empty."""
+    if not affordable(model):
         return ""
     found = quadrature_error(model, tol=0.1 * NOTABLE, shift=False, effort=SUMMARY_EFFORT)
     return found.sentence() if not abs(found.error) <= NOTABLE else ""

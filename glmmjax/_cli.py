@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import math
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .results import MixedModel
 
 _CSV = (".csv", ".csv.gz")
+#: Seldom enough: imports and tracing make many objects that stay, and looking through them took a twentieth.
+GC_THRESHOLDS = 200_000, 20, 20
 _PARQUET = (".parquet", ".pq")
 
 _FIT_HELP = """\
@@ -164,6 +167,7 @@ def _fit(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option}: {args.data} has no column {column!r}; it has {have}")
 
     import glmmjax as gj
+    from glmmjax import _rehearsal, _steps
 
     linear = isinstance(gj.families.get(family), gj.families.Gaussian)
     if not linear and (args.REML is not None or args.ddf is not None):
@@ -172,9 +176,10 @@ def _fit(args: argparse.Namespace) -> None:
         warnings.simplefilter("always")
         columns = {"weights": args.weights, "offset": args.offset}
         if linear:
-            model = gj.lmer(args.formula, data, REML=args.REML is not False, **columns)
+            setup = gj.lmer_setup(args.formula, data, REML=args.REML is not False, **columns)
         else:
-            model = gj.glmer(args.formula, data, family=family, nAGQ=args.nAGQ, **columns)
+            setup = gj.glmer_setup(args.formula, data, family=family, nAGQ=args.nAGQ, **columns)
+        model = _steps.fit(setup) if args.json else _rehearsal.fit_for_summary(setup)
         report = None if args.json else str(model.summary(ddf=args.ddf))
         # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
         messages = list(dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category)))
@@ -270,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The installed command: `main`, then out at once, as taking JAX's devices down takes a sixth of the whole."""
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         status = main()
         sys.stdout.flush()

@@ -72,7 +72,7 @@ class Unstructured:
 
     def theta_near(self, cov: Any) -> Any:
         """theta of the covariance (k, k) of this structure nearest to cov, which is positive definite."""
-        return _library(cov).linalg.cholesky(cov)[self.index()]
+        return _cholesky(cov)[self.index()]
 
     def curvature(self, theta: Any, m: Any, reliability: Any) -> Any:
         """Rough second derivatives of the deviance in theta (n_theta,), from m levels.
@@ -168,6 +168,19 @@ def cov_to_sdcor(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def sdcor_to_cov(sd: np.ndarray, corr: np.ndarray) -> np.ndarray:
     """Standard deviations (k,) and correlations (k, k) -> covariance (k, k)."""
     return corr * np.outer(sd, sd)
+
+
+def _cholesky(cov: Any) -> Any:
+    """Lower T with T T' = cov; small ones column by column, which needs no LAPACK (see `_linalg.one_inverse`)."""
+    lib, k = _library(cov), cov.shape[0]
+    if k > 4:
+        return lib.linalg.cholesky(cov)
+    rest, columns = cov, []
+    for j in range(k):
+        column = lib.where(np.arange(k) >= j, rest[:, j] / lib.sqrt(rest[j, j]), 0.0)
+        rest = rest - lib.outer(column, column)
+        columns.append(column)
+    return lib.stack(columns, axis=1)
 
 
 def semidefinite_cholesky(cov: Any, tol: float = 1e-14) -> Any:

@@ -6,6 +6,7 @@ Works on arrays; knows no formulas and no labels. `Problem` is what a kind of mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -140,6 +141,8 @@ class Problem:
     exact: bool
     #: whether a search with its own metric reports that as the Hessian
     guided: bool = False
+    #: called in another thread while programs are compiled, if they have to be
+    meanwhile: Callable[[], None] | None = None
 
     def with_rows(self, name: str, values: np.ndarray) -> Self:
         """The same design with another "y" or other "weights" (n,), where rows of weight 0 count as absent.

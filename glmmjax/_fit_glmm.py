@@ -21,7 +21,7 @@ from . import _programs as programs
 from ._buckets import bucket_of
 from ._design import Design, factors, fixed_part, linear_predictor, over_devices
 from ._fit import PATH_LENGTH, Problem, Scaling, Start, unpacked
-from ._linalg import factorise, sandwich, spd_inverse
+from ._linalg import factorise, one_inverse, sandwich, spd_inverse
 from ._memory import blocks, empty, triangle
 from ._objective import log_density_constant
 from ._pirls import (
@@ -164,8 +164,11 @@ def starting_values(
         if sums.fixed is not None:
             factor = factorise(sums.blocks, T, design.plan)
             information, _, _ = reduce_fixed(sums.fixed, score_u(sums.score, mode.u, T), factor, T, design)
-            values, vectors = jnp.linalg.eigh(2.0 * jnp.where(jnp.isfinite(information), information, 0.0))
-            parts.append((vectors / jnp.maximum(values, jnp.maximum(1e-8 * values[-1], 1e-8))) @ vectors.T)
+            information = 2.0 * jnp.where(jnp.isfinite(information), information, 0.0)
+            least = jnp.maximum(1e-8 * jnp.trace(information), 1e-8)
+            metric, _ = one_inverse(information + least * jnp.eye(design.p))
+            rough = jnp.diag(1.0 / jnp.maximum(jnp.diagonal(information), least))
+            parts.append(jnp.where(jnp.isfinite(metric).all(), metric, rough))
     x.append(jnp.log(phi))
     parts.append(jnp.eye(phi.shape[0], dtype=theta.dtype) / n)
     u = jax.tree.map(lambda a: jnp.where(good, a, 0.0), mode.u)
@@ -233,9 +236,10 @@ def step(
     return opt.advance(make_objective(design, family, hessian, nAGQ, constant), state, inverse0, limits)
 
 
-def one_fit_options(design: Design) -> dict[str, Any] | None:
-    """Compiler options for the programs of a single fit."""
-    return QUICK_OPTIONS if len(design.z) == 1 and design.n <= QUICK_ROWS else None
+def one_fit_options(design: Design, threads: int = 1) -> dict[str, Any] | None:
+    """Compiler options for a program of a single fit, compiled by so many threads."""
+    quick = {**QUICK_OPTIONS, "xla_cpu_parallel_codegen_split_count": threads}
+    return quick if len(design.z) == 1 and design.n <= QUICK_ROWS else None
 
 
 class GeneralisedProblem(Problem):
@@ -268,12 +272,14 @@ class GeneralisedProblem(Problem):
     def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:
         """Both at the same time: the second is traced with the shapes that the first will return."""
         options = one_fit_options(self._padded)
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             lowered = starting_values.lower(*self._start_from({}), self._padded, **settings)
             first = pool.submit(compile_with, lowered, options)
             x, inverse, carry, constant = lowered.out_info
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
             second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
+            if self.meanwhile is not None:
+                pool.submit(self.meanwhile)
             compiled = compile_with(second, options)
             return [first.result(), compiled]
 

@@ -393,7 +393,7 @@ class LinearProblem(Problem):
         elif self._program is None:
 
             def compiled() -> list[Any]:
-                return [compile_with(_run.lower(*arguments, **settings), one_fit_options(self._padded))]
+                return [compile_with(_run.lower(*arguments, **settings), one_fit_options(self._padded, threads=2))]
 
             kept = programs.of_one_fit(("LMM", *settings.values()), self._padded, compiled)
             program = self._program = partial(_run, **settings) if kept is None else kept[0]

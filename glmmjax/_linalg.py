@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from ._symbolic import Coupling, Plan
 
 #: Small blocks up to this size are inverted by unrolled elimination, larger ones by LAPACK.
 _UNROLL = 8
+#: largest single matrix that is inverted pivot by pivot
+_SWEEP = 16
 #: Triangular matrices up to this size are not split further.
 _HALVE = 160
 
@@ -44,6 +47,17 @@ def segment_sum(values: Array, segments: Array | Grid, m: int) -> Array:
     if isinstance(segments, Grid):
         return values.reshape(segments.repeats, m, *values.shape[1:]).sum(0)
     return add_at(jnp.zeros((m, *values.shape[1:]), values.dtype), segments, values)
+
+
+def segment_sums(parts: Sequence[Array], segments: Array | Grid, m: int) -> list[Array]:
+    """`segment_sum` of several arrays (n, ...); by one pass over the rows, where that is a loop."""
+    if isinstance(segments, Grid):
+        return [segment_sum(part, segments, m) for part in parts]
+    n = parts[0].shape[0]
+    together = segment_sum(jnp.concatenate([part.reshape(n, -1) for part in parts], axis=1), segments, m)
+    ends = np.cumsum([prod(part.shape[1:]) for part in parts])
+    columns = jnp.split(together, ends[:-1], axis=1)
+    return [sums.reshape(m, *part.shape[1:]) for sums, part in zip(columns, parts, strict=True)]
 
 
 def take(values: Array, index: Array | Grid) -> Array:
@@ -91,6 +105,21 @@ def small_matmul(a: Array, b: Array) -> Array:
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
 
 
+def _sweep(j: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Pivot j of a symmetric sweep (Goodnight 1979, Am. Stat. 33): after all of them the matrices are -A^-1.
+
+    The other part of the state is the log-determinant so far; both are NaN from a pivot on that is not positive.
+    """
+    A, logdet = state
+    row = A[..., j, :]
+    pivot = row[..., j]
+    pivot = jnp.where(pivot > 0.0, pivot, jnp.nan)
+    on = jnp.arange(A.shape[-1]) == j
+    v = jnp.where(on, -1.0, row)
+    rest = jnp.where(on[:, None] | on, 0.0, A)
+    return rest - v[..., :, None] * (v / pivot[..., None])[..., None, :], logdet + jnp.log(pivot)
+
+
 @jax.custom_jvp
 def spd_inverse(A: Array) -> tuple[Array, Array]:
     """Inverse (m, k, k) and log-determinant (m,) of symmetric positive definite blocks.
@@ -102,20 +131,10 @@ def spd_inverse(A: Array) -> tuple[Array, Array]:
         d = jnp.where(A > 0.0, A, jnp.nan)
         return 1.0 / d, jnp.log(d[..., 0, 0])
     if k <= _UNROLL:
-        # symmetric sweep (Goodnight 1979): after k pivots the array holds -A^-1
-        logdet = jnp.zeros(A.shape[:-2], A.dtype)
+        state = A, jnp.zeros(A.shape[:-2], A.dtype)
         for j in range(k):
-            pivot = A[..., j, j]
-            pivot = jnp.where(pivot > 0.0, pivot, jnp.nan)
-            logdet = logdet + jnp.log(pivot)
-            row = A[..., j, :]
-            scaled = row / pivot[..., None]
-            swept = A - row[..., :, None] * scaled[..., None, :]
-            on = jnp.arange(k) == j
-            swept = jnp.where(on[:, None], scaled[..., None, :], swept)
-            swept = jnp.where(on[None, :], scaled[..., :, None], swept)
-            A = jnp.where(on[:, None] & on[None, :], -1.0 / pivot[..., None, None], swept)
-        return -A, logdet
+            state = _sweep(j, state)
+        return -state[0], state[1]
     L = jnp.linalg.cholesky(A)
     eye = jnp.broadcast_to(jnp.eye(k, dtype=A.dtype), A.shape)
     logdet = 2.0 * jnp.log(jnp.diagonal(L, axis1=-2, axis2=-1)).sum(-1)
@@ -188,13 +207,26 @@ def dense_solve(S: Array, L: Array, b: Array) -> Array:
     return jax.lax.custom_linear_solve(lambda x: S @ x, b, lambda _, right: cho_solve((L, True), right), symmetric=True)
 
 
+@jax.custom_jvp
 def one_inverse(A: Array) -> tuple[Array, Array]:
     """Inverse (k, k) and log-determinant of one symmetric positive definite matrix; NaN if it is not.
 
-    By LAPACK: `spd_inverse` is made for many small matrices, and its unrolled code takes long to compile.
+    Small ones in a loop: `spd_inverse` is made for many matrices, and its unrolled code takes long to compile; and a
+    program without LAPACK does not need SciPy, whose import takes JAX a tenth of a second.
     """
+    k = A.shape[0]
+    if k <= _SWEEP:
+        swept, logdet = jax.lax.fori_loop(0, k, _sweep, (A, jnp.zeros((), A.dtype)))
+        return -swept, logdet
     L = jnp.linalg.cholesky(A)
-    return cho_solve((L, True), jnp.eye(A.shape[0], dtype=A.dtype)), 2.0 * jnp.log(jnp.diagonal(L)).sum()
+    return cho_solve((L, True), jnp.eye(k, dtype=A.dtype)), 2.0 * jnp.log(jnp.diagonal(L)).sum()
+
+
+@one_inverse.defjvp
+def _one_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    inverse, logdet = one_inverse(primals[0])
+    half = inverse @ tangents[0]
+    return (inverse, logdet), (-half @ inverse, jnp.trace(half))
 
 
 class Blocks(NamedTuple):
@@ -223,16 +255,23 @@ def weighted_products(
     Args:
         zs: per block (n, k). levels: per block (n,) int32. ms: levels per block. w: (n,).
     """
-    weighted = [w[:, None] * z for z in zs]
-    diagonal = []
-    for z, wz, level, m in zip(zs, weighted, levels, ms, strict=True):
-        diagonal.append(segment_sum(wz[:, :, None] * z[:, None, :], level, m))
+    diagonal = [segment_sum(weighted_rows(z, w), level, m) for z, level, m in zip(zs, levels, ms, strict=True)]
+    return Blocks(tuple(diagonal), weighted_pairs(zs, levels, w, plan))
+
+
+def weighted_rows(z: Array, w: Array) -> Array:
+    """(n, k, k): z_i w_i z_i' of each row."""
+    return (w[:, None] * z)[:, :, None] * z[:, None, :]
+
+
+def weighted_pairs(zs: tuple[Array, ...], levels: tuple[Array, ...], w: Array, plan: Plan) -> tuple[Array, ...]:
+    """Z'WZ between blocks, per coupling (P, k, k')."""
     pairs = []
     for c in plan.couplings:
-        values = weighted[c.first][:, :, None] * zs[c.second][:, None, :]
+        values = (w[:, None] * zs[c.first])[:, :, None] * zs[c.second][:, None, :]
         rows = levels[c.first] if c.row_pair is None else c.row_pair
         pairs.append(segment_sum(values, rows, c.a.shape[0]))
-    return Blocks(tuple(diagonal), tuple(pairs))
+    return tuple(pairs)
 
 
 def products_times(blocks: Blocks, v: Sequence[Array], plan: Plan) -> list[Array]:

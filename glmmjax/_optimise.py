@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._linalg import one_inverse
 from ._precision import by_precision
 
 #: status codes
@@ -280,13 +281,12 @@ def _difference(s: State, g: Array, carry: Any, finite: Array, limits: Limits) -
 
 def _judge(s: State, limits: Limits) -> State:
     """The Hessian is complete: done, or one more Newton step."""
-    P = s.x.shape[0]
     H = (s.gradients[0::2] - s.gradients[1::2]) / (2.0 * s.spacing[:, None])
     H = 0.5 * (H + H.T)
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 1e-300))
-    L = jnp.linalg.cholesky(H / scale[:, None] / scale[None, :])
-    positive = jnp.isfinite(L).all()
-    inverse = jax.scipy.linalg.cho_solve((L, True), jnp.eye(P, dtype=H.dtype)) / scale[:, None] / scale[None, :]
+    units = scale[:, None] * scale[None, :]
+    inverse = one_inverse(H / units)[0] / units
+    positive = jnp.isfinite(inverse).all()
     direction = -inverse @ s.g
     slope = s.g @ direction
     decrement = jnp.where(positive, -0.5 * slope, s.decrement)

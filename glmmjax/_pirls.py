@@ -34,12 +34,16 @@ from ._linalg import (
     Blocks,
     Factor,
     factorise,
+    one_inverse,
     outer_sum,
     products_times,
     segment_sum,
+    segment_sums,
     small_matmul,
     solve,
+    weighted_pairs,
     weighted_products,
+    weighted_rows,
 )
 from ._precision import by_precision
 from ._rows import chunk_rows, sum_over_rows
@@ -135,13 +139,17 @@ class Sums(NamedTuple):
 
 def row_sums(score: Array, w: Array, design: Design, joint: bool) -> Sums:
     """`Sums` of rows with scores and weights (n,)."""
-    fixed = None
-    if joint:
-        X = jnp.asarray(design.X)
-        wX = w[:, None] * X
-        fixed = FixedSums(X.T @ score, X.T @ wX, products_with_z(wX, design))
-    blocks = weighted_products(design.z, design.level, design.n_levels, w, design.plan)
-    return Sums(products_with_z(score, design), blocks, fixed)
+    X = jnp.asarray(design.X)
+    wX = w[:, None] * X
+    by_block = []
+    for z, level, m in zip(design.z, design.level, design.n_levels, strict=True):
+        rows = [score[:, None] * z, weighted_rows(z, w)]
+        rows += [z[:, :, None] * wX[:, None, :]] if joint else []
+        by_block.append(segment_sums(rows, level, m))
+    scores, diagonal, *ZWX = zip(*by_block, strict=True)
+    pairs = weighted_pairs(design.z, design.level, w, design.plan)
+    fixed = FixedSums(X.T @ score, X.T @ wX, ZWX[0]) if joint else None
+    return Sums(scores, Blocks(diagonal, pairs), fixed)
 
 
 class _Step(NamedTuple):
@@ -162,8 +170,7 @@ def newton_step(sums: Sums, u: Blocked, T: Blocked, design: Design) -> _Step:
         # a block that is not positive definite has a NaN inverse, which reaches the decrement
         return _Step(du, dbeta, jnp.asarray(decrement), jnp.isfinite(decrement) & (decrement >= 0.0))
     information, g_beta, solved = reduce_fixed(sums.fixed, g, factor, T, design)
-    L = jnp.linalg.cholesky(information)
-    dbeta = jax.scipy.linalg.cho_solve((L, True), g_beta)
+    dbeta = one_inverse(information)[0] @ g_beta
     du = tuple(s[..., 0] - (s[..., 1:] * dbeta).sum(-1) for s in solved)
     decrement = sum(jnp.vdot(a, b) for a, b in zip(g, du, strict=True)) + sums.fixed.score @ dbeta
     decrement = over_devices(decrement, design)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,33 +71,53 @@ _SETTINGS = {
 }
 
 
-@contextlib.contextmanager
-def persistent_cache() -> Iterator[None]:
-    """Keep programs compiled inside this context on disk, unless the user configured a cache.
+class CacheSettings:
+    """Settings of JAX's compilation cache, which are those of the whole process, while any thread is inside.
 
-    A directory that cannot be written is passed over: the fit then compiles as usual.
+    Args:
+        wanted: called by the first to come in; name -> value, empty to leave all as it is.
     """
-    directory = None if getattr(jax.config, "jax_compilation_cache_dir", None) else cache_directory()
-    if directory is not None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if not os.access(directory, os.W_OK):
-                directory = None
-        except OSError:
-            directory = None
-    if directory is None:
-        yield
-        return
-    from jax.experimental.compilation_cache import compilation_cache
 
-    wanted = {**_SETTINGS, "jax_compilation_cache_dir": str(directory)}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    compilation_cache.reset_cache()
-    for name, value in wanted.items():
-        jax.config.update(name, value)
+    def __init__(self, wanted: Callable[[], dict[str, Any]]) -> None:
+        self._wanted, self._lock, self._inside = wanted, threading.Lock(), 0
+        self._before: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                wanted = self._wanted()
+                self._before = {name: getattr(jax.config, name) for name in wanted}
+                self._set(wanted)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._set(self._before)
+
+    def _set(self, values: dict[str, Any]) -> None:
+        if values:
+            from jax.experimental.compilation_cache import compilation_cache
+
+            for name, value in values.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def _kept_on_disk() -> dict[str, Any]:
+    directory = None if getattr(jax.config, "jax_compilation_cache_dir", None) else cache_directory()
+    if directory is None:
+        return {}
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {**_SETTINGS, "jax_compilation_cache_dir": str(directory)} if os.access(directory, os.W_OK) else {}
+
+
+#: Context that keeps programs compiled inside it on disk, unless the user configured a cache. A directory that cannot
+#: be written is passed over: the fit then compiles as usual.
+persistent_cache = CacheSettings(_kept_on_disk)

@@ -16,7 +16,7 @@ import pickle
 import platform
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import cache
@@ -29,7 +29,7 @@ import jaxlib
 import numpy as np
 
 from . import links
-from ._precision import QUICK_OPTIONS, cache_directory, compile_with
+from ._precision import QUICK_OPTIONS, CacheSettings, cache_directory, compile_with
 from .families import Custom, Family
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
@@ -41,7 +41,8 @@ MOST_PROGRAMS = 100
 QUICK_NUMBERS = 100_000
 
 _kept: dict[Any, list[Any]] = {}
-_lock = threading.RLock()
+_making: dict[Any, threading.Lock] = {}
+_lock = threading.Lock()
 
 
 def obtain(
@@ -55,14 +56,17 @@ def obtain(
         make: compiles them.
     """
     with _lock:
-        if key in _kept:
-            _kept[key] = _kept.pop(key)  # now the last one used
-            return _kept[key]
-        made = _load_or_make(stored(), devices, make)
-        _kept[key] = made
+        making = _making.setdefault(key, threading.Lock())
+    with making:  # one thread makes a program, others make other ones meanwhile
+        found = _kept.get(key)
+        made = _load_or_make(stored(), devices, make) if found is None else found
+    with _lock:
+        _making.pop(key, None)
+        _kept.pop(key, None)
+        _kept[key] = made  # now the last one used
         for old in list(_kept)[:-MOST_PROGRAMS]:
             del _kept[old]
-        return made
+    return made
 
 
 def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Callable[[], Sequence[Any]]) -> list[Any]:
@@ -191,24 +195,16 @@ def name_of(parts: Sequence[Any], devices: Sequence[Any]) -> str:
     return digest.hexdigest()[:40]
 
 
-@contextlib.contextmanager
-def fresh() -> Iterator[None]:
-    """Compile without JAX's cache: what comes out of it cannot be written again (XLA leaves its functions out)."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    before = getattr(jax.config, "jax_enable_compilation_cache", True)
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
+#: Context without JAX's cache: what comes out of it cannot be written again (XLA leaves its functions out).
+fresh = CacheSettings(lambda: {"jax_enable_compilation_cache": False})
 
 
 @cache
 def _prepare() -> None:
-    """Let JAX find LAPACK, which it does when a program that calls it is lowered, and not when one is read."""
+    """Let JAX find LAPACK, which it does when a program that calls it is lowered, and not when one is read.
+
+    It is SciPy's, whose import takes a tenth of a second.
+    """
     try:
         from jaxlib.lapack import prepare_lapack_call
     except ImportError:  # another version
@@ -226,10 +222,11 @@ def load(name: str) -> list[Any] | None:
     try:
         from jax.experimental.serialize_executable import deserialize_and_load
 
-        parts = pickle.loads(path.read_bytes())
-        with ThreadPoolExecutor(2) as pool:  # meanwhile SciPy, which has LAPACK, is imported
+        lapack, parts = pickle.loads(path.read_bytes())
+        with ThreadPoolExecutor(2) as pool:
             loaded = [pool.submit(deserialize_and_load, *part) for part in parts]
-            _prepare()
+            if lapack:
+                _prepare()
             made = [future.result() for future in loaded]
     except Exception:  # not there, cut short, of another version: whatever it is, compiling mends it
         return None
@@ -246,7 +243,8 @@ def save(name: str, programs: Sequence[Any]) -> None:
     try:
         from jax.experimental.serialize_executable import serialize
 
-        content = pickle.dumps([serialize(program) for program in programs])
+        lapack = any("lapack" in program.as_text() for program in programs)
+        content = pickle.dumps((lapack, [serialize(program) for program in programs]))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all
             file.write(content)

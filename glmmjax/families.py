@@ -170,7 +170,9 @@ class Binomial(Family):
 
     def constant(self, y: Array, weights: Array) -> Array:
         successes = weights * y
-        return gammaln(weights + 1.0) - gammaln(successes + 1.0) - gammaln(weights - successes + 1.0)
+        # together: the program for log gamma is long
+        trials, ones, zeros = gammaln(jnp.stack([weights, successes, weights - successes]) + 1.0)
+        return trials - ones - zeros
 
     @property
     def canonical(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_close, load_data, reference_model
 
 import glmmjax
-from glmmjax import datasets
+from glmmjax import _rehearsal, _steps, datasets
 from glmmjax._cli import main
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
@@ -106,7 +106,7 @@ def test_bad_models_get_one_line(capsys):
 # -------------------- what needs no fit
 @pytest.fixture
 def stub(monkeypatch):
-    """Stand-ins for glmer and lmer that record their arguments and return a model of fixed numbers."""
+    """Stand-ins for a fit that record their arguments and return a model of fixed numbers."""
     calls = []
     terms = pd.Index(["(Intercept)", "x"])
     rows = pd.DataFrame(
@@ -142,14 +142,20 @@ def stub(monkeypatch):
         summary=lambda ddf: "the summary",
     )
 
-    def glmer(formula, data, **options):
+    def setup(formula, data, **options):
         calls.append(("glmer", formula, len(data), options))
+        return "setup"
+
+    def fit(made):
+        assert made == "setup"
         warnings.warn("the fit is\n singular", UserWarning, stacklevel=2)
         warnings.warn("the fit is\n singular", UserWarning, stacklevel=2)
         warnings.warn("old interface", DeprecationWarning, stacklevel=2)
         return model
 
-    monkeypatch.setattr(glmmjax, "glmer", glmer, raising=False)
+    monkeypatch.setattr(glmmjax, "glmer_setup", setup, raising=False)
+    monkeypatch.setattr(_steps, "fit", fit)
+    monkeypatch.setattr(_rehearsal, "fit_for_summary", fit)
     return calls
 
 
@@ -188,18 +194,18 @@ def test_json_has_null_where_there_is_no_number(capsys, stub):
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError, datasets.UnknownDatasetError])
 def test_errors_of_bad_input_are_one_line(capsys, monkeypatch, error):
-    def glmer(*args, **options):
+    def setup(*args, **options):
         raise error("column x:\n  what was found")
 
-    monkeypatch.setattr(glmmjax, "glmer", glmer, raising=False)
+    monkeypatch.setattr(glmmjax, "glmer_setup", setup, raising=False)
     assert fails(capsys, "fit", CBPP, "cbpp") == "glmmjax: column x: what was found\n"
 
 
 def test_other_errors_are_not_hidden(monkeypatch):
-    def glmer(*args, **options):
+    def setup(*args, **options):
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(glmmjax, "glmer", glmer, raising=False)
+    monkeypatch.setattr(glmmjax, "glmer_setup", setup, raising=False)
     with pytest.raises(RuntimeError, match="a fault"):
         main(["fit", CBPP, "cbpp"])
 

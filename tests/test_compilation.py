@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ import pytest
 from helpers import assert_close, load_data
 
 import glmmjax as gj
-from glmmjax import _fit_glmm, _fit_lmm, _programs
+from glmmjax import _fit_glmm, _fit_lmm, _programs, _rehearsal
 from glmmjax._buckets import Bucket
+from glmmjax._precision import CacheSettings
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
@@ -260,6 +264,57 @@ def test_programs_of_single_fits_are_kept_whole(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(_programs, "directory", lambda: files[0] / "below a file")
     again, text_again, _ = fits()
     assert text_again == text
+
+
+@pytest.mark.parametrize(
+    ("formula", "family"), [(CBPP, "binomial"), ("incidence ~ offset(log(size)) + (1 | herd)", "nbinom2")]
+)
+def test_a_fit_for_its_summary_leaves_nothing_to_compile(
+    formula: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_data("cbpp")
+    monkeypatch.setattr(_programs, "directory", lambda: None)
+    jax.clear_caches()
+    _programs.forget()
+    m = _rehearsal.fit_for_summary(gj.glmer_setup(formula, data, family))
+    with counted() as count:
+        text = str(m.summary())
+    assert (count.traces, count.programs) == (0, 0)
+    assert text == str(gj.glmer(formula, data, family).summary())
+
+
+def test_settings_last_while_any_thread_is_inside() -> None:
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before, inside, leave = getattr(jax.config, name), threading.Event(), threading.Event()
+    settings = CacheSettings(lambda: {name: before + 1.0})
+
+    def other() -> None:
+        with settings():
+            inside.set()
+            leave.wait(10.0)
+
+    with ThreadPoolExecutor(1) as pool:
+        with settings():
+            pool.submit(other)
+            assert inside.wait(10.0)
+        assert getattr(jax.config, name) == before + 1.0
+        leave.set()
+    assert getattr(jax.config, name) == before
+
+
+def test_threads_make_a_program_once() -> None:
+    _programs.forget()
+    made: list[int] = []
+
+    def make() -> list[Any]:
+        made.append(1)
+        time.sleep(0.05)
+        return ["program"]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: _programs.obtain("key", lambda: None, jax.local_devices()[:1], make), range(4))
+        assert list(found) == [["program"]] * 4
+    assert len(made) == 1
 
 
 def test_few_programs_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

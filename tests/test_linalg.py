@@ -15,7 +15,7 @@ import glmmjax as gj
 from glmmjax import _symbolic
 from glmmjax._bordered import bordered, selected_inverse
 from glmmjax._design import factors
-from glmmjax._linalg import eliminate, factorise, penalised, solve, spd_inverse, weighted_products
+from glmmjax._linalg import eliminate, factorise, one_inverse, penalised, solve, spd_inverse, weighted_products
 
 
 def _levels(kind: str, n: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -241,6 +241,24 @@ def test_spd_inverse(k: int) -> None:
     condition = max(np.linalg.cond(a) for a in A)
     assert_close(inverse, np.linalg.inv(A), atol=1e-14 * condition * np.abs(np.linalg.inv(A)).max())
     assert_close(logdet, np.linalg.slogdet(A)[1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 16, 17])
+def test_inverse_of_one_matrix(k: int) -> None:
+    """Pivot by pivot up to 16, by LAPACK beyond; derivatives against those of NumPy's inverse."""
+    rng = np.random.default_rng(k)
+    root, change = rng.normal(size=(k, 2 * k)), rng.normal(size=(k, k))
+    A, dA = root @ root.T / k, change + change.T
+    (inverse, logdet), (d_inverse, d_logdet) = jax.jvp(one_inverse, (jnp.asarray(A),), (jnp.asarray(dA),))
+    expected = np.linalg.inv(A)
+    tolerance = 1e-14 * np.linalg.cond(A) * np.abs(expected).max()
+    assert_close(inverse, expected, atol=tolerance)
+    assert_close(logdet, np.linalg.slogdet(A)[1], rtol=1e-12, atol=1e-13)
+    assert_close(d_inverse, -expected @ dA @ expected, rtol=1e-8, atol=1e-8 * np.abs(d_inverse).max())
+    assert_close(d_logdet, np.trace(expected @ dA), rtol=1e-9, atol=1e-9)
+    A[-1, -1] = -1.0
+    inverse, logdet = one_inverse(jnp.asarray(A))
+    assert np.isnan(inverse).all() and np.isnan(logdet)
 
 
 @pytest.mark.parametrize("k", [1, 2, 9])
