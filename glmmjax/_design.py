@@ -19,7 +19,7 @@ from jax import Array
 from ._covariance import Structure, Unstructured
 from ._errors import DataError
 from ._linalg import take
-from ._memory import copied, zeros
+from ._memory import copied, release, zeros
 from ._symbolic import Plan, make_plan, order_blocks
 
 Leaf = Any  # NumPy on the host, jax.Array once traced
@@ -253,6 +253,8 @@ def design_arrays(
         for name, g in zip(names, factor_of, strict=True):
             labels[g] = name
     plan = make_plan(block_level, block_count, widths, [labels[g] for g in order])
+    if any(plan.products):  # made from larger arrays
+        release()
     return Design(
         y,
         X,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +32,11 @@ def copied(values: Any, dtype: Any = np.float64) -> np.ndarray:
     return out
 
 
+def aligned(values: np.ndarray) -> np.ndarray:
+    """The array itself if it is aligned for XLA, else a copy."""
+    return copied(values, values.dtype) if values.ctypes.data % ALIGNMENT else values
+
+
 def _aligned(make: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
@@ -37,6 +44,12 @@ def _aligned(make: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     start = -raw.ctypes.data % ALIGNMENT
     out: np.ndarray = raw[start : start + size].view(dtype).reshape(shape)
     return out
+
+
+def release() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc: up to 64 MB and more)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def triangle(n: int, columns: Callable[[slice], np.ndarray]) -> np.ndarray:

@@ -17,7 +17,6 @@ import platform
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -223,11 +222,9 @@ def load(name: str) -> list[Any] | None:
         from jax.experimental.serialize_executable import deserialize_and_load
 
         lapack, parts = pickle.loads(path.read_bytes())
-        with ThreadPoolExecutor(2) as pool:
-            loaded = [pool.submit(deserialize_and_load, *part) for part in parts]
-            if lapack:
-                _prepare()
-            made = [future.result() for future in loaded]
+        if lapack:
+            _prepare()
+        made = [deserialize_and_load(*part) for part in parts]
     except Exception:  # not there, cut short, of another version: whatever it is, compiling mends it
         return None
     with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ._errors import DataError
+from ._memory import aligned
 
 #: Largest dense remainder, in bytes of one matrix; four of them may be alive at once.
 MAX_DENSE_BYTES = 4 * 1024**3
@@ -109,13 +110,14 @@ def _join(left: _Pairs, right: _Pairs, m: int) -> tuple[np.ndarray, np.ndarray]:
             f"crossed grouping factors: eliminating the largest one needs {total:,} products of level pairs "
             f"(limit {MAX_PRODUCTS:,}); drop a crossed factor or aggregate its levels"
         )
-    first_right = np.concatenate([[0], np.cumsum(count_right)[:-1]])
+    # 32 bits throughout: these are the largest arrays of a plan
+    first_right = np.cumsum(count_right, dtype=np.int32) - count_right.astype(np.int32)
     repeats = count_right[left.a]
-    p = np.repeat(np.arange(left.a.size), repeats)
-    ends = np.cumsum(repeats)
-    within = np.arange(total) - np.repeat(ends - repeats, repeats)
-    q = first_right[left.a[p]] + within
-    return p.astype(np.int32), q.astype(np.int32)
+    p = np.repeat(np.arange(left.a.size, dtype=np.int32), repeats)
+    before = np.cumsum(repeats, dtype=np.int32) - repeats.astype(np.int32)
+    q = np.arange(total, dtype=np.int32)
+    q += np.repeat(first_right[left.a] - before, repeats)
+    return p, q
 
 
 def make_plan(levels: list[np.ndarray], n_levels: list[int], widths: list[int], names: list[str]) -> Plan:
@@ -247,8 +249,13 @@ def _corner(
     offsets: list[int], widths: list[int], size: int, h: int, j: int, b: np.ndarray, c: np.ndarray
 ) -> np.ndarray:
     """Flat position in the dense remainder of the corner of block (level b of h, level c of j)."""
-    row = offsets[h] + b.astype(np.int64) * widths[h]
-    return row * size + offsets[j] + c.astype(np.int64) * widths[j]
+    out = b.astype(np.int32)  # `plan_of_pairs` has seen to it that size^2 fits
+    out *= widths[h]
+    out += offsets[h]
+    out *= size
+    out += offsets[j]
+    out += c.astype(np.int32) * np.int32(widths[j])
+    return out
 
 
 def _product(
@@ -264,4 +271,5 @@ def _product(
     if keep is not None and not keep.all():
         assert p is not None and q is not None
         p, q, target = p[keep], q[keep], target[keep]
-    return Product(p, q, target.astype(np.int32), left, right, kind, into)
+    p, q = (None if x is None else aligned(x) for x in (p, q))
+    return Product(p, q, aligned(target.astype(np.int32)), left, right, kind, into)
