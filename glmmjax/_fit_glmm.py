@@ -242,6 +242,12 @@ def one_fit_options(design: Design, threads: int = 1) -> dict[str, Any] | None:
     return quick if len(design.z) == 1 and design.n <= QUICK_ROWS else None
 
 
+def start_options(design: Design) -> dict[str, Any] | None:
+    """Compiler options for `starting_values`, which run once a fit: quick ones for several factors, too."""
+    work = design.n + sum(np.size(leaf) for leaf in jax.tree.leaves(design.plan))
+    return QUICK_OPTIONS if work <= 4 * QUICK_ROWS else one_fit_options(design)
+
+
 class GeneralisedProblem(Problem):
     """A GLMM: theta, beta and log phi outside (theta alone for nAGQ = 0), PIRLS inside."""
 
@@ -271,16 +277,15 @@ class GeneralisedProblem(Problem):
 
     def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:
         """Both at the same time: the second is traced with the shapes that the first will return."""
-        options = one_fit_options(self._padded)
         with ThreadPoolExecutor(2) as pool:
             lowered = starting_values.lower(*self._start_from({}), self._padded, **settings)
-            first = pool.submit(compile_with, lowered, options)
+            first = pool.submit(compile_with, lowered, start_options(self._padded))
             x, inverse, carry, constant = lowered.out_info
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
             second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
             if self.meanwhile is not None:
                 pool.submit(self.meanwhile)
-            compiled = compile_with(second, options)
+            compiled = compile_with(second, one_fit_options(self._padded))
             return [first.result(), compiled]
 
     def with_rows(self, name: str, values: np.ndarray) -> Self:
