@@ -166,7 +166,7 @@ def starting_values(
             information, _, _ = reduce_fixed(sums.fixed, score_u(sums.score, mode.u, T), factor, T, design)
             information = 2.0 * jnp.where(jnp.isfinite(information), information, 0.0)
             least = jnp.maximum(1e-8 * jnp.trace(information), 1e-8)
-            metric, _ = one_inverse(information + least * jnp.eye(design.p))
+            metric, _ = one_inverse(information + least * jnp.eye(design.p, dtype=information.dtype))
             rough = jnp.diag(1.0 / jnp.maximum(jnp.diagonal(information), least))
             parts.append(jnp.where(jnp.isfinite(metric).all(), metric, rough))
     x.append(jnp.log(phi))
@@ -244,8 +244,8 @@ def one_fit_options(design: Design, threads: int = 1) -> dict[str, Any] | None:
 
 def start_options(design: Design) -> dict[str, Any] | None:
     """Compiler options for `starting_values`, which run once a fit: quick ones for several factors, too."""
-    work = design.n + sum(np.size(leaf) for leaf in jax.tree.leaves(design.plan))
-    return QUICK_OPTIONS if work <= 4 * QUICK_ROWS else one_fit_options(design)
+    products = sum(np.size(leaf) for leaf in jax.tree.leaves(design.plan))
+    return QUICK_OPTIONS if design.n <= QUICK_ROWS and products <= 4 * QUICK_ROWS else None
 
 
 class GeneralisedProblem(Problem):

@@ -16,6 +16,7 @@ from glmmjax import _symbolic
 from glmmjax._bordered import bordered, selected_inverse
 from glmmjax._design import factors
 from glmmjax._linalg import eliminate, factorise, one_inverse, penalised, solve, spd_inverse, weighted_products
+from glmmjax._memory import ALIGNMENT
 
 
 def _levels(kind: str, n: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -285,6 +286,15 @@ def test_schur_complements_are_taken_both_ways() -> None:
     assert chosen["nested_then_crossed"] == (True, True)
     assert chosen["sparse_crossed"] == chosen["sparse_slopes"] == (False,)
     assert chosen["sparse_nested_crossed"] == (False, True)
+
+
+@pytest.mark.parametrize("kind", ["sparse_crossed", "sparse_slopes", "sparse_nested_crossed"])
+def test_lists_of_products_are_small_and_aligned(kind: str) -> None:
+    """The largest arrays of a plan: 4 bytes a number, and where XLA reads them without a copy."""
+    lists = jax.tree.leaves(Dense(kind).design.plan.products)
+    assert lists
+    for values in lists:
+        assert values.dtype == np.int32 and values.ctypes.data % ALIGNMENT == 0
 
 
 # -------------------- limits

@@ -120,7 +120,8 @@ def test_residuals_by_group_with_many_levels_or_another_variable():
     figure, data = plots.residuals_by_group(ticks())
     inside(figure)
     medians = ticks().residuals("pearson").groupby(load_data("grouseticks")["BROOD"].astype(str).to_numpy()).median()
-    assert sorted(data["median"].abs()) == sorted(medians.abs().nlargest(60))
+    # an interpolated quantile may round otherwise than the mean of the two in the middle
+    assert_close(np.sort(data["median"].abs()), np.sort(medians.abs().nlargest(60)), rtol=1e-15, atol=0.0)
     assert "60 of 118 levels" in figure.axes[0].get_title()
     _, data = plots.residuals_by_group(cbpp(), load_data("cbpp")["period"])
     assert sorted(data["level"]) == ["1", "2", "3", "4"]
