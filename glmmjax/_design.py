@@ -24,6 +24,9 @@ from ._symbolic import Plan, make_plan, order_blocks
 
 Leaf = Any  # NumPy on the host, jax.Array once traced
 
+#: Numbers in a plan's lists of products from which what they were made from is given back: that takes milliseconds.
+RELEASE_FROM = 1_000_000
+
 
 @dataclass(frozen=True)
 class Term:
@@ -253,7 +256,7 @@ def design_arrays(
         for name, g in zip(names, factor_of, strict=True):
             labels[g] = name
     plan = make_plan(block_level, block_count, widths, [labels[g] for g in order])
-    if any(plan.products):  # made from larger arrays
+    if sum(np.size(leaf) for leaf in jax.tree.leaves(plan.products)) > RELEASE_FROM:  # made from larger arrays
         release()
     return Design(
         y,

@@ -42,7 +42,7 @@ from ._quadrature import marginal
 from ._rows import sum_over_rows
 from .families import Family
 
-#: Rows (of a bucket) up to which a fit with one grouping factor is compiled with `QUICK_OPTIONS`.
+#: Rows (of a bucket), times quadrature nodes, up to which a fit with one factor is compiled with `QUICK_OPTIONS`.
 QUICK_ROWS = 2_048
 
 
@@ -236,10 +236,11 @@ def step(
     return opt.advance(make_objective(design, family, hessian, nAGQ, constant), state, inverse0, limits)
 
 
-def one_fit_options(design: Design, threads: int = 1) -> dict[str, Any] | None:
+def one_fit_options(design: Design, nAGQ: int = 1, threads: int = 1) -> dict[str, Any] | None:
     """Compiler options for a program of a single fit, compiled by so many threads."""
     quick = {**QUICK_OPTIONS, "xla_cpu_parallel_codegen_split_count": threads}
-    return quick if len(design.z) == 1 and design.n <= QUICK_ROWS else None
+    nodes = max(nAGQ, 1) ** design.z[0].shape[1]  # each is a pass over the rows
+    return quick if len(design.z) == 1 and design.n * nodes <= QUICK_ROWS else None
 
 
 def start_options(design: Design) -> dict[str, Any] | None:
@@ -285,7 +286,7 @@ class GeneralisedProblem(Problem):
             second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
             if self.meanwhile is not None:
                 pool.submit(self.meanwhile)
-            compiled = compile_with(second, one_fit_options(self._padded))
+            compiled = compile_with(second, one_fit_options(self._padded, self.nAGQ))
             return [first.result(), compiled]
 
     def with_rows(self, name: str, values: np.ndarray) -> Self:
