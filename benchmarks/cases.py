@@ -252,6 +252,14 @@ GLMM_FITS = {
             lambda: _bundled("grouseticks"),
         ),
         Case(
+            "grouseticks_nbinom2",
+            "grouseticks: negative binomial with its dispersion estimated, two factors",
+            "TICKS ~ YEAR + cHEIGHT + (1 | BROOD) + (1 | LOCATION)",
+            "nbinom2",
+            lambda: _bundled("grouseticks"),
+            cannot={"lme4": "glmer estimates no dispersion; its glmer.nb refits in turn"},
+        ),
+        Case(
             "verbagg",
             "VerbAgg: binary, two crossed factors",
             "r2 ~ (Anger + Gender + btype + situ)^2 + (1 | id) + (1 | item)",

@@ -253,7 +253,8 @@ def _glmm(variant: str) -> Peer:
     def fit(case: Case, data: pd.DataFrame) -> glmm.Fit:
         formula = case.formula_for("glmm")
         if case.REML is None:
-            return glmm.fit(data, formula, case.family, anova_test="Wald", nagq=case.nAGQ)
+            family = {"nbinom2": "negativebinomial"}.get(case.family, case.family)
+            return glmm.fit(data, formula, family, anova_test="Wald", nagq=case.nAGQ)
         return glmm.fit(data, formula, reml=case.REML, satterthwaite=variant == WITH_DF)
 
     def read(m: glmm.Fit) -> Record:
@@ -299,7 +300,7 @@ def _gpboost(variant: str) -> Peer:
 
     import glmmjax as gj
 
-    likelihoods = {"binomial": "bernoulli_logit", "poisson": "poisson"}
+    likelihoods = {"binomial": "bernoulli_logit", "poisson": "poisson", "nbinom2": "negative_binomial"}
     ready: dict[int, tuple[Any, ...]] = {}
 
     def fit(case: Case, data: pd.DataFrame) -> Any:

@@ -243,9 +243,14 @@ def save(name: str, programs: Sequence[Any]) -> None:
         lapack = any("lapack" in program.as_text() for program in programs)
         content = pickle.dumps((lapack, [serialize(program) for program in programs]))
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all
-            file.write(content)
-        os.replace(file.name, folder / name)
+        descriptor, part = tempfile.mkstemp(dir=folder)  # whole or not at all
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(part, folder / name)
+        except OSError:  # full: leave nothing of it
+            os.unlink(part)
+            raise
         for old in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime)[:-MOST_FILES]:
             old.unlink(missing_ok=True)
     except Exception:  # read-only, full, or executables that cannot be written: the next process compiles

@@ -266,6 +266,21 @@ def test_programs_of_single_fits_are_kept_whole(tmp_path: Path, monkeypatch: pyt
     assert text_again == text
 
 
+def test_a_full_disk_keeps_no_part_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = jax.jit(lambda x: x + 1.0).lower(np.zeros(3)).compile()
+    monkeypatch.setattr(_programs, "directory", lambda: tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(_programs.os, "replace", full)
+        _programs.save("name", [made])
+    assert list(tmp_path.iterdir()) == []
+    _programs.save("name", [made])
+    assert [file.name for file in tmp_path.iterdir()] == ["name"]
+
+
 @pytest.mark.parametrize(
     ("formula", "family"), [(CBPP, "binomial"), ("incidence ~ offset(log(size)) + (1 | herd)", "nbinom2")]
 )
