@@ -389,6 +389,7 @@ class Engine:
         mine, everyone = PartitionSpec(AXIS), PartitionSpec()
         options = LANE_OPTIONS if self.devices[0].platform == "cpu" else None
         statics = {"kind": self.kind, "lanes": self.lanes}
+        programs.count_trace()
         first = self._jit(
             partial(_begin, key=design.key, **statics), [mine, everyone, everyone, everyone, everyone], mine
         )

@@ -44,6 +44,7 @@ from ._fit_lmm import LEAST_START
 from ._objective import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
 from ._pirls import Parameters, is_symbolic_zero, unspool
 from ._pls import criterion, cross_products, fixed_effects, profile
+from ._programs import make_room_at_times
 from ._quadrature import check_nodes
 from .families import Family, Gaussian
 from .families import get as get_family
@@ -164,6 +165,8 @@ def fit_design(
 
     Source: Gould et al. 2016, arXiv:1607.05447, lemma 3.2.
     """
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(design)):
+        make_room_at_times()
     family = get_family(family)
     kind = _kind(design, family, nAGQ, REML, hessian)
     _check(design, family)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -260,30 +260,35 @@ class GeneralisedProblem(Problem):
         self._padded = self._bucket.pad(self.design)  # what programs take, and carries have the shape of
         self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
         self.joint, self.exact = nAGQ == 0, exact
+        self._held = programs.Held()
 
     @property
     def _static(self) -> tuple[Family, str, int]:
         return self.family, self.hessian, self.nAGQ
 
-    @cached_property
+    @property
     def _programs(self) -> tuple[Any, Any]:
         """Compiled for these shapes: `starting_values` of (theta, phi, fixed, design), and `run` without statics."""
-        settings = {"family": self.family, "nAGQ": self.nAGQ}
-        more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
-        model = ("GLMM", self.family, self.hessian, self.nAGQ, PATH_LENGTH)
-        found = programs.of_one_fit(model, self._padded, partial(self._compile, settings, more))
+        found = self._held.get()
         if found is None:
-            return partial(starting_values, **settings), partial(run, **settings, **more)
+            settings = {"family": self.family, "nAGQ": self.nAGQ}
+            more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
+            model = ("GLMM", self.family, self.hessian, self.nAGQ, PATH_LENGTH)
+            found = programs.of_one_fit(model, self._padded, partial(self._compile, settings, more))
+            if found is None:
+                return partial(starting_values, **settings), partial(run, **settings, **more)
+            self._held.set(found)
         return found[0], found[1]
 
     def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:
         """Both at the same time: the second is traced with the shapes that the first will return."""
         with ThreadPoolExecutor(2) as pool:
-            lowered = starting_values.lower(*self._start_from({}), self._padded, **settings)
+            lowered = programs.lower(starting_values, (*self._start_from({}), self._padded), settings)
             first = pool.submit(compile_with, lowered, start_options(self._padded))
             x, inverse, carry, constant = lowered.out_info
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
-            second = run.lower(x, inverse, carry, limits, constant, self._padded, **settings, **more)
+            arguments = x, inverse, carry, limits, constant, self._padded
+            second = programs.lower(run, arguments, {**settings, **more})
             if self.meanwhile is not None:
                 pool.submit(self.meanwhile)
             compiled = compile_with(second, one_fit_options(self._padded, self.nAGQ))

@@ -327,7 +327,7 @@ class LinearProblem(Problem):
         self.family = Gaussian()
         self.scaling = Scaling(np.eye(design.p), c, 0)
         self._cross: CrossProducts | None = None
-        self._program: Any = None  # compiled for these shapes
+        self._held = programs.Held()  # compiled for these shapes
         self._bucket = bucket_of(self._scaled)
         self._padded = self._bucket.pad(self._scaled)
 
@@ -388,17 +388,17 @@ class LinearProblem(Problem):
         begin = begin._replace(carry=carry._replace(u=self._bucket.pad_levels(carry.u)))
         arguments = begin.x, begin.inverse, begin.carry, limits, self._padded, self._reml
         settings = {"metric": metric, "path_length": PATH_LENGTH}
-        if metric != "own":
-            program: Any = partial(_run, **settings)
-        elif self._program is None:
+        kept = self._held.get() if metric == "own" else None
+        if kept is None and metric == "own":
 
             def compiled() -> list[Any]:
-                return [compile_with(_run.lower(*arguments, **settings), one_fit_options(self._padded, threads=2))]
+                lowered = programs.lower(_run, arguments, settings)
+                return [compile_with(lowered, one_fit_options(self._padded, threads=2))]
 
             kept = programs.of_one_fit(("LMM", *settings.values()), self._padded, compiled)
-            program = self._program = partial(_run, **settings) if kept is None else kept[0]
-        else:
-            program = self._program
+            if kept is not None:
+                self._held.set(kept)
+        program: Any = partial(_run, **settings) if kept is None else kept[0]
         found = unpacked(program(*arguments), begin)
         return found._replace(carry=found.carry._replace(u=self._bucket.own_levels(found.carry.u)))
 

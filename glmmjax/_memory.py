@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,25 @@ def release() -> None:
     """Give memory that was freed back to the system, where the C library keeps it (glibc: up to 64 MB and more)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def mappings() -> int:
+    """Memory mappings of this process; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return file.read().count(b"\n")
+    except OSError:
+        return 0
+
+
+@cache
+def most_mappings() -> int | None:
+    """Memory mappings that the system allows a process; None where it sets no such limit, or does not tell."""
+    try:
+        with open("/proc/sys/vm/max_map_count", "rb") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
 
 
 def triangle(n: int, columns: Callable[[slice], np.ndarray]) -> np.ndarray:

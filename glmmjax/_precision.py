@@ -81,9 +81,12 @@ class CacheSettings:
     def __init__(self, wanted: Callable[[], dict[str, Any]]) -> None:
         self._wanted, self._lock, self._inside = wanted, threading.Lock(), 0
         self._before: dict[str, Any] = {}
+        #: called by everyone who comes in
+        self.before: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
+        self.before()
         with self._lock:
             if not self._inside:
                 wanted = self._wanted()

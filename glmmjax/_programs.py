@@ -10,15 +10,19 @@ passed over.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import itertools
 import os
 import pickle
 import platform
+import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,9 @@ import jaxlib
 import numpy as np
 
 from . import links
-from ._precision import QUICK_OPTIONS, CacheSettings, cache_directory, compile_with
+from ._memory import mappings, most_mappings
+from ._memory import release as release_memory
+from ._precision import QUICK_OPTIONS, CacheSettings, cache_directory, compile_with, persistent_cache
 from .families import Custom, Family
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
@@ -36,17 +42,75 @@ MOST_FILES = 300
 #: Programs kept in memory, the longest unused go first.
 MOST_PROGRAMS = 100
 
+#: Mappings beyond those of others (files, the user's programs) at which programs are let go: so many are some 40
+#: structures of several factors, and 1 GB.
+MOST_MAPPINGS = 25_000
+#: All mappings as a part of what the system allows, where that is less, and the part beyond which the next program may
+#: not find room.
+ROOM, NEAR = 0.7, 0.9
+#: Programs made after which JAX's traces of functions of this package and of its own are let go.
+MOST_TRACED = 100
+#: Programs compiled elsewhere after which mappings are counted.
+SOME_PROGRAMS = 30
+
 #: Numbers in a `Kept` function's arguments up to which it is compiled with `QUICK_OPTIONS`.
 QUICK_NUMBERS = 100_000
 
-_kept: dict[Any, list[Any]] = {}
+_kept: dict[Any, Programs] = {}
+_turns = itertools.count(1)
 _making: dict[Any, threading.Lock] = {}
-_lock = threading.Lock()
+_lock, _making_room = threading.Lock(), threading.Lock()
+_others = 0  # mappings that stay when all programs are let go, where that was necessary
+_traced = 0  # programs made since traces were let go
+_compiled = 0  # programs compiled since mappings were counted
+
+
+class Programs(list[Any]):
+    """Compiled programs of one key. This module alone holds them, so that it can let them go: see `Held`."""
+
+    used = 0  # turn of the last use
+
+
+class Held:
+    """Where a model finds its programs again while they are kept; pickled and copied without them."""
+
+    def __init__(self) -> None:
+        self._found: weakref.ref[Programs] | None = None
+
+    def get(self) -> Programs | None:
+        """The programs, which count as used; None if they were never there, or have been let go."""
+        found = None if self._found is None else self._found()
+        if found is not None:
+            found.used = next(_turns)
+        return found
+
+    def set(self, found: Programs) -> Programs:
+        self._found = weakref.ref(found)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, ()
+
+
+def lower(jitted: Any, args: tuple[Any, ...], statics: dict[str, Any]) -> Any:
+    """`jitted.lower(*args, **statics)`, of which JAX keeps nothing: its caches end with the function made here."""
+    count_trace()
+    return jax.jit(partial(jitted.__wrapped__, **statics)).lower(*args)
+
+
+def count_trace() -> None:
+    """Called before a program is traced. What that calls stays in JAX's caches, some 40 traces and half a megabyte, so
+    these are cleared now and then."""
+    global _traced
+    _traced += 1
+    if _traced > MOST_TRACED:
+        _traced = 0
+        _forget_traces()
 
 
 def obtain(
     key: Any, stored: Callable[[], Sequence[Any] | None], devices: Sequence[Any], make: Callable[[], Sequence[Any]]
-) -> list[Any]:
+) -> Programs:
     """Compiled programs for these devices: from memory, else from disk, else made and kept in both.
 
     Args:
@@ -58,14 +122,105 @@ def obtain(
         making = _making.setdefault(key, threading.Lock())
     with making:  # one thread makes a program, others make other ones meanwhile
         found = _kept.get(key)
-        made = _load_or_make(stored(), devices, make) if found is None else found
+        if found is None:
+            make_room()
+            found = Programs(_load_or_make(stored(), devices, make))
     with _lock:
         _making.pop(key, None)
-        _kept.pop(key, None)
-        _kept[key] = made  # now the last one used
-        for old in list(_kept)[:-MOST_PROGRAMS]:
+        found.used = next(_turns)
+        _kept[key] = found
+        _let_go(MOST_PROGRAMS)
+    return found
+
+
+def make_room() -> None:
+    """Let programs go where the process holds many memory mappings, of which Linux allows each only so many.
+
+    LLVM maps every function of a program apart (a fit has 100 to 500 of them, three mappings each), and aborts the
+    process where it is refused one. Counting takes a microsecond a mapping, so this is called before compilations only.
+    The longest unused go first, then what JAX keeps for functions of this package; what it keeps for the user's, and
+    for its own, only where the system's limit is near.
+
+    Raises:
+        MemoryError: the limit is near and nothing can be released.
+    """
+    global _others, _compiled
+    limit = most_mappings()
+    with _making_room:
+        _compiled = 0
+        most = min(_others + MOST_MAPPINGS, np.inf if limit is None else ROOM * limit)
+        if mappings() <= most:
+            return
+        for release in (*[_halve] * 3, forget, _forget_traces):
+            release()
+            if mappings() <= most - MOST_MAPPINGS / 4:
+                break
+        else:
+            _others = mappings()
+        near = limit is not None and mappings() > NEAR * limit
+        if near:
+            jax.clear_caches()
+            gc.collect()
+        release_memory()
+    if near:
+        _say_near(limit or 0)
+
+
+def _say_near(limit: int) -> None:
+    from ._steps import warn  # which imports this module
+
+    held = mappings()
+    text = f"this process holds {held:,} memory mappings, of which Linux allows it {limit:,}"
+    remedy = "begin a new process, or allow more by `sysctl -w vm.max_map_count=...`"
+    if held > NEAR * limit:
+        raise MemoryError(f"{text}, and none can be released: compiling a model could abort it; {remedy}")
+    warn(
+        f"{text}, after all that JAX kept compiled was let go, your own functions, too, which will be compiled again; "
+        f"where this comes often, {remedy}",
+        RuntimeWarning,
+    )
+
+
+def make_room_at_times() -> None:
+    """`make_room` once many programs were compiled that this module does not see: those of `jax.jit`."""
+    if _compiled > SOME_PROGRAMS:
+        with contextlib.suppress(MemoryError):  # nothing may be compiled now
+            make_room()
+
+
+def _count(event: str, duration_secs: float, **_: Any) -> None:
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+persistent_cache.before = make_room_at_times
+
+
+def _halve() -> None:
+    with _lock:
+        _let_go(len(_kept) // 2)
+
+
+def _forget_traces() -> None:
+    """Clear JAX's caches of this package's functions and of its own, and of no other's."""
+    packages = (__name__.partition(".")[0], "jax")
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in packages:
+            for value in list(vars(module).values()):
+                jitted: Any = value
+                if isinstance(value, (Kept, jnp.ufunc)):
+                    jitted = value._jitted if isinstance(value, Kept) else getattr(value, "_func", None)
+                if hasattr(type(jitted), "clear_cache"):
+                    jitted.clear_cache()
+    gc.collect()
+
+
+def _let_go(keep: int) -> None:
+    """Drop programs until this many are left, the longest unused first; inside `_lock`."""
+    if len(_kept) > keep:
+        for old in sorted(_kept, key=lambda key: _kept[key].used)[: len(_kept) - keep]:
             del _kept[old]
-    return made
 
 
 def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Callable[[], Sequence[Any]]) -> list[Any]:
@@ -80,7 +235,7 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
     return found
 
 
-def of_one_fit(model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[Any]]) -> list[Any] | None:
+def of_one_fit(model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[Any]]) -> Programs | None:
     """Compiled programs for a design of NumPy arrays on one processor, else None: then `jax.jit` keeps them.
 
     Args:
@@ -115,7 +270,7 @@ class Kept:
 
         def make() -> list[Any]:
             options = QUICK_OPTIONS if sum(np.size(leaf) for leaf in leaves) < QUICK_NUMBERS else None
-            return [compile_with(self._jitted.lower(*args, **statics), options)]
+            return [compile_with(lower(self._jitted, args, statics), options)]
 
         found = of_one_fit((self._name, *statics.values()), args, make)
         return self._jitted(*args, **statics) if found is None else found[0](*args)
