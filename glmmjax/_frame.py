@@ -23,11 +23,13 @@ from ._columns import (
     Value,
     as_column,
     as_factor,
+    by_row,
     combine,
     drop_unused,
     label_of,
     missing_column,
     missing_rows,
+    rows_of,
     take_rows,
 )
 from ._errors import DataError, FormulaError
@@ -152,7 +154,8 @@ class ModelData:
     weights: Float | None  # (n,)
     offset: Float | None  # (n,)
     row_index: pd.Index
-    keep: NDArray[np.bool_]  # over the original rows
+    table_index: pd.Index  # of the table's rows, those left out included
+    keep: NDArray[np.bool_]  # over the table's rows
     n_missing: int
     missing_columns: tuple[str, ...]
     notes: tuple[str, ...]
@@ -172,6 +175,54 @@ class ModelData:
     def formula_bars(self) -> tuple[str, ...]:
         """The bar of each of `terms`, as `str` of the `Bar` in `formula.bars` it came from."""
         return tuple(b.text for b in self._bars)
+
+    @property
+    def shown_terms(self) -> tuple[str, ...]:
+        """Each of `terms` as text for messages: "(x | g)"; a column taken out of a `||` by its own name."""
+        texts = []
+        for term, spec in zip(self.terms, self._bars, strict=True):
+            own = term.names[0]
+            left = "1" if own == "(Intercept)" else f"0 + {own}"
+            texts.append(spec.text if spec.columns is None else f"({left} | {term.group})")
+        return tuple(texts)
+
+    @property
+    def split_columns(self) -> str:
+        """A sentence where a `||` has taken a factor or other columns of one name apart; empty where none has."""
+        for bar in self.formula.bars:
+            if bar.whole is None or not bar.part:
+                continue
+            own = [t for t, spec in zip(self.shown_terms, self._bars, strict=True) if spec.text == str(bar)]
+            spec = next(spec for spec in self._bars if spec.text == str(bar))
+            variables = bits(bar.terms.codes[bar.part - 1])
+            if len(own) > 1 or any(spec.matrix.coded[i].kind == "factor" for i in variables):
+                label = bar.terms.labels[bar.part - 1]
+                return (
+                    f"({deparse(bar.whole)} || {bar.group_name}) makes each column of '{label}' an independent random "
+                    f"effect, {', '.join(own)}, as glmmTMB does; lme4 fits {bar}, with all their covariances: write "
+                    "that for it"
+                )
+        return ""
+
+    def on_rows(self, given: Any, what: str, has: str = "has") -> Any:
+        """Values for the rows of the fit, from some for these or for all rows of its table; pandas by index (`by_row`).
+
+        Args:
+            given: anything with rows: Series, DataFrame, array (n, ...), or a list.
+            what, has: for messages: "the new response", or "responses" and "have".
+        """
+        given = given if hasattr(given, "shape") and hasattr(given, "__getitem__") else np.asarray(given)
+        if not given.shape or given.shape[0] not in (self.nobs, self.keep.size):
+            found = f"{given.shape[0]} {'values' if has == 'has' else 'rows'}" if given.shape else "one value"
+            dropped = "" if self.keep.all() else f" and its table {self.keep.size}"
+            raise DataError(f"{what} {has} {found}, the fit has {self.nobs} rows{dropped}; give one per row")
+        whole = given.shape[0] == self.keep.size
+        given = rows_of(given, self.table_index if whole else self.row_index, what)
+        if not whole or self.keep.all():
+            return given
+        if isinstance(given, (pd.Series, pd.DataFrame)):
+            return given[self.keep]
+        return np.asarray(given)[self.keep]
 
     def _evaluator(self, newdata: Any) -> Evaluator:
         table = newdata if isinstance(newdata, Table) else Table(newdata, "newdata")
@@ -274,10 +325,11 @@ def _argument(given: Any, role: str, evaluator: Evaluator) -> tuple[Float, Node 
         return _numeric_column(evaluator, node, role), node
     if np.ndim(given) == 0:
         raise TypeError(f"{role} must be a column name, an array or a Series, not {type(given).__name__}")
-    if isinstance(given, pd.Series) and len(given) == table.n and not given.index.equals(table.index):
-        if given.index.is_unique and set(given.index) == set(table.index):
-            given = given.reindex(table.index)
-    value = as_column(given, role)
+    if len(getattr(given, "columns", ())) == 1:  # a table of one column
+        given = given[given.columns[0]]
+    if np.ndim(given) != 1:
+        raise DataError(f"{role} has {np.ndim(given)} dimensions; give one number per row")
+    value = as_column(by_row(given, table.index, role), role)
     if isinstance(value, Factor) and not value.logical:
         raise DataError(f"{role} is not numeric; give a column of numbers")
     if isinstance(value, Factor):
@@ -339,10 +391,7 @@ def _subset_mask(subset: Any, evaluator: Evaluator) -> NDArray[np.bool_]:
         if not (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
             raise DataError(f"subset {subset!r} is not a condition; write e.g. \"period != '4'\"")
         return value
-    if isinstance(subset, pd.Series) and not subset.index.equals(table.index) and len(subset) == table.n:
-        if subset.index.is_unique and set(subset.index) == set(table.index):
-            subset = subset.reindex(table.index)
-    mask = np.asarray(subset)
+    mask = np.asarray(by_row(subset, table.index, "subset"))
     if mask.dtype.kind == "O":
         mask = np.array([v is True or v is np.True_ for v in mask.ravel()])
     if mask.dtype.kind != "b" or mask.ndim != 1:
@@ -412,24 +461,28 @@ def build(
             used[deparse(response.columns[1])] = (response.other, response.columns[1])
     fixed = parsed.fixed_terms
     active = _active(fixed)
-    for i in active:
-        node = fixed.variables[i]
-        used[deparse(node)] = (ev.variable(node), node)
-    for bar in bars:
-        for i in _active(bar.terms):
-            node = bar.terms.variables[i]
+    cancelled = set()
+    for terms in (fixed, *(bar.terms for bar in bars)):
+        # those of terms that cancel too (y ~ z + f - f), as in R's model frame: nested models have the same rows
+        kept = set(_active(terms))
+        for i, node in enumerate(terms.variables):
             label = deparse(node)
-            if label not in used:
+            if i in kept or node in terms.offsets:
+                cancelled.discard(label)
+            elif label not in used:
+                cancelled.add(label)
+            if isinstance(node, Call) and node.func == "offset":
+                used[label] = (_numeric_column(ev, node, "offset"), node)
+            elif label not in used:
                 used[label] = (ev.variable(node), node)
+    for bar in bars:
         for leaf in _leaves(bar.group):
             label = "group " + deparse(leaf)
             if label not in used:
                 used[label] = (ev.group(leaf), leaf)
     total_offset: Float | None = None
     for node in parsed.offsets:
-        value = _numeric_column(ev, node, "offset")
-        used[deparse(node)] = (value, node)
-        total_offset = _plus(total_offset, value)
+        total_offset = _plus(total_offset, used[deparse(node)][0])
     offset_arg: Node | None | bool = None
     extra: list[tuple[str, Float]] = []  # arguments, with the name to give where they have missing values
     if offset is not None:
@@ -452,7 +505,7 @@ def build(
     values: dict[str, Value] = {}
     for label, (value, node) in used.items():
         value = take_rows(value, rows)
-        if not label.startswith("group "):
+        if not label.startswith("group ") and label not in cancelled:
             what = f"column '{node.name}'" if isinstance(node, Name) else f"'{deparse(node)}'"
             _check_finite(value, what, index)
         values[label] = value
@@ -507,6 +560,7 @@ def build(
         weights=w,
         offset=total_offset,
         row_index=index,
+        table_index=table.index,
         keep=keep,
         n_missing=n_missing,
         missing_columns=missing_columns,

@@ -123,6 +123,7 @@ def glmer_setup(
         check_quadrature(frame, nAGQ)
     made, notes = make_design(frame, family)
     rank_message(frame, control)
+    split_message(frame)
     spec = ModelSpec(
         str(frame.formula),
         family,
@@ -211,6 +212,12 @@ def rank_message(frame: ModelData, control: Control) -> None:
     if control.check_rank == "error":
         raise DataError(f"{text}: remove them from the formula")
     warn(text, UserWarning)
+
+
+def split_message(frame: ModelData) -> None:
+    """Say what a `||` has made of a factor, which lme4 keeps together."""
+    if frame.split_columns:
+        warn(frame.split_columns, UserWarning)
 
 
 def refit(model: MixedModel, newresp: Any) -> MixedModel:

@@ -13,7 +13,7 @@ from ._design import Design
 from ._errors import DataError
 from ._fit_lmm import LinearProblem
 from ._frame import ModelData, build
-from ._glmer import frame_design, rank_message
+from ._glmer import frame_design, rank_message, split_message
 from ._memory import triangle
 from ._precision import persistent_cache, x64
 from ._steps import ModelSetup, fit, fit_problem
@@ -100,6 +100,7 @@ def lmer_setup(
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
     made = checked_design(frame)
     rank_message(frame, control)
+    split_message(frame)
     spec = ModelSpec(
         str(frame.formula),
         Gaussian(),

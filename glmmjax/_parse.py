@@ -133,7 +133,7 @@ _TOKEN = re.compile(
 )
 _NAME_ONLY = re.compile(_IDENT + rf"(?:::{_IDENT})?\Z")
 _KEYWORDS: dict[str, bool | None] = {"TRUE": True, "True": True, "FALSE": False, "False": False, "NULL": None}
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'", "`": "`"}
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,13 @@ class _Parser:
         self.at += 1
         span: dict[str, int] = {"start": token.start, "end": token.end}
         if token.kind == "num":
-            literal = token.text
-            return Num(float(literal.rstrip("L")), literal.endswith("L"), **span)
+            value = float(token.text.rstrip("L"))
+            return Num(value, token.text.endswith("L") and value.is_integer(), **span)  # R reads 1.5L as 1.5
         if token.kind == "str":
-            body = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m.group(1), m.group(1)), token.text[1:-1])
-            return Str(body, **span)
+            unknown = next((m for m in re.finditer(r"\\(.)", token.text) if m.group(1) not in _ESCAPES), None)
+            if unknown is not None:
+                self.fail(token, f"'{unknown.group()}' in a string is not available", "write the character itself")
+            return Str(re.sub(r"\\(.)", lambda m: _ESCAPES[m.group(1)], token.text[1:-1]), **span)
         if token.kind in ("name", "quoted"):
             quoted = token.kind == "quoted"
             name = token.text[1:-1] if quoted else token.text
@@ -408,9 +410,9 @@ def _collect_names(node: Node, found: dict[str, None]) -> None:
     if isinstance(node, Name):
         found[node.name] = None
     elif isinstance(node, Call):
-        for i, (key, arg) in enumerate(node.args):
+        for i, (_, arg) in enumerate(node.args):
             # C(f, sum): the contrast is a word, not a column
-            if base_name(node.func) == "C" and (i > 0 or key not in (None, "object")) and isinstance(arg, Name):
+            if base_name(node.func) == "C" and i != coded_factor(node) and isinstance(arg, Name):
                 continue
             _collect_names(arg, found)
     elif isinstance(node, Unary):
@@ -420,6 +422,13 @@ def _collect_names(node: Node, found: dict[str, None]) -> None:
         _collect_names(node.right, found)
     elif isinstance(node, Paren):
         _collect_names(node.inner, found)
+
+
+def coded_factor(node: Call) -> int | None:
+    """Which argument of C(object, contr, ...) is the factor: the one named so, else the first without a name."""
+    keys = [key for key, _ in node.args]
+    wanted = "object" if "object" in keys else None
+    return keys.index(wanted) if wanted in keys else None
 
 
 def base_name(func: str) -> str:
@@ -687,11 +696,19 @@ def _expand_group(node: Node) -> list[Node]:
     return [node]
 
 
-def _check_group(node: Node, text: str) -> None:
+def _check_group(node: Node, text: str, outermost: bool = True) -> None:
+    """Fail unless lme4 could read the grouping factor: `/` between factors is outermost, or the left of such a one."""
     node = strip_parens(node)
-    if isinstance(node, Binary) and node.op in (":", "/"):
-        _check_group(node.left, text)
-        _check_group(node.right, text)
+    if isinstance(node, Binary) and node.op == "/":
+        if not outermost:
+            what = f"'{deparse(node)}' in parentheses or beside ':' is not a grouping factor"
+            fail(text, node.start, what, "write nested factors as a/b/c and combinations as a:b", node.end)
+        _check_group(node.left, text, not isinstance(node.left, Paren))
+        _check_group(node.right, text, False)
+        return
+    if isinstance(node, Binary) and node.op == ":":
+        _check_group(node.left, text, False)
+        _check_group(node.right, text, False)
         return
     if isinstance(node, Binary) and node.op in ("|", "||"):
         fail(text, node.start, "a bar inside a bar", "each random-effects term has one '|': (x | g)", node.end)
@@ -796,8 +813,11 @@ class Formula:
             if found is not None:
                 if sign == "+":
                     bars.append(found)
-                else:
-                    bars = [b for b in bars if not _same_bar(b, found)]
+                    continue
+                left = [b for b in bars if not _same_bar(b, found)]
+                if len(left) == len(bars):
+                    self._fail(inner, f"there is no {_bar_text(*found)} before it to remove", "leave it out")
+                bars = left
             elif _has_bar(node):
                 if isinstance(inner, Binary) and inner.op in "+-":
                     todo[:0] = list(_pieces(inner, sign))

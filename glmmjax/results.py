@@ -306,8 +306,8 @@ class MixedModel:
 
     @property
     def singular_terms(self) -> list[str]:
-        """The terms whose covariance is singular, as written in the formula."""
-        texts = self._data.formula_bars
+        """The terms whose covariance is singular, as written in the formula; of `||` the columns."""
+        texts = self._data.shown_terms
         pairs = zip(self._T, texts, strict=True)
         return list(dict.fromkeys(t for T, t in pairs if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any()))
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from glmmjax._columns import label_of
+import glmmjax as gj
+from glmmjax._columns import Table, label_of
 from glmmjax._errors import DataError, FormulaError
+from glmmjax._evaluate import Evaluator
 from glmmjax._frame import ModelData, build
 from glmmjax._matrix import independent_columns
+from glmmjax._parse import parse_expression
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "model_matrix.json").read_text())
 TOL = 1e-12  # the JSON holds 15 significant digits
@@ -44,8 +48,6 @@ def _close(ours, theirs, tol=TOL):
 
 def _full(m: ModelData) -> np.ndarray:
     """The model matrix before aliased columns were dropped."""
-    from glmmjax._columns import Table
-    from glmmjax._evaluate import Evaluator
     from glmmjax._frame import _new_matrix
 
     return _new_matrix(m._fixed, Evaluator(Table(DATA), m.formula.text, m._state, m._levels, False))
@@ -500,6 +502,130 @@ def test_double_bar_takes_a_factor_apart():
     )
     whole = build("y ~ 1 + us(a | g)", DATA)
     assert [t.names for t in whole.terms] == [("(Intercept)", "aa2", "aa3")]
+
+
+def test_double_bar_of_a_factor_is_said_once():
+    rng = np.random.default_rng(1)
+    d = pd.DataFrame({"f": rng.choice(list("abc"), 90), "g": rng.integers(0, 9, 90), "x": rng.normal(size=90)})
+    d["y"] = rng.normal(size=90)
+    with pytest.warns(UserWarning, match=r"\(f \|\| g\) makes each") as seen:
+        setup = gj.lmer_setup("y ~ 1 + (f || g)", d)
+    assert len(seen) == 1 and "(0 + fb | g), (0 + fc | g)" in str(seen[0].message)
+    assert setup.data.shown_terms == ("(1 | g)", "(0 + fb | g)", "(0 + fc | g)")
+    with pytest.warns(UserWarning, match=r"\(0 \+ poly\(x, 2\) \| g\), with all their"):
+        gj.lmer_setup("y ~ 1 + (poly(x, 2) || g)", d)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numbers are apart in lme4 too
+        gj.lmer_setup("y ~ 1 + (x || g)", d)
+        gj.lmer_setup("y ~ 1 + (f | g)", d)
+
+
+def test_rows_are_those_of_every_variable_named():
+    """Row counts of model.frame in R 4.2.2 and of lme4 1.1-31."""
+    d = pd.DataFrame({"y": np.arange(12.0) % 5, "x": np.arange(12.0), "g": list("abc") * 4, "h": list("uv") * 6})
+    d["f"] = ["p", "q", "r", None] * 3
+    d["z"] = [np.nan, np.inf] + [1.0] * 10
+    for text, n in {
+        "y ~ x + f - f + (1 | g)": 9,
+        "y ~ x - f + (1 | g)": 9,
+        "y ~ -f + x + (1 | g)": 9,
+        "y ~ x + (1 + f - f | g)": 9,
+        "y ~ x + (-z | g)": 11,  # of an infinite value nothing is asked where it is not used
+        "y ~ x - z + z:f - z:f + (1 | g)": 8,
+        "y ~ x + offset(z) - offset(z) + (1 | g)": 11,
+        "y ~ x + I(z^0) + (1 | g)": 12,  # NA^0 is 1
+        "y ~ x + (1 | g) + (1 | f:h)": 9,
+    }.items():
+        assert build(text, d).nobs == n, text
+    whole, part = build("y ~ x + f + (1 | g)", d), build("y ~ x + f - f + (1 | g)", d)
+    np.testing.assert_array_equal(whole.keep, part.keep)
+
+
+UNKNOWN = [  # an argument that a function does not have here is an error that names it
+    ("poly(x, k, 2)", "'2' is not a column"),
+    ("poly(x, 2, TRUE)", "raw by its name"),
+    ("poly(x, 2, degree = 2)", "given twice"),
+    ("poly(x, degree = 2, degree = 3)", "'degree' of poly\\(\\) is given twice"),
+    ("poly(x, coefs = 2)", "no argument 'coefs'"),
+    ("poly(x, 2, raw = 'yes')", "raw of poly\\(\\) must be TRUE or FALSE"),
+    ("pmax(x, 0, na.rn = TRUE)", "no argument 'na.rn'"),
+    ("relevel(k, 2)", "relevel\\(\\) is for factors"),
+    ("relevel(o, 'mid')", "unordered"),
+    ("relevel(a, 4)", "1 to 3"),
+    ("cut(x, 3, lab = FALSE)", "no argument 'lab'"),
+    ("cut(x, 3, labels = 'A')", "1 labels for 3 intervals"),
+    ("cut(x, c(0, 0, 9))", "must differ"),
+    ("cut(x, 3, right = 'no')", "right of cut\\(\\) must be"),
+    ("ns(x, 2, degree = 2)", "no argument 'degree'"),
+    ("bs(x, 5, warn.outside = FALSE)", "no argument 'warn.outside'"),
+    ("bs(x, 5, intercept = 'yes')", "intercept of bs"),
+    ("scale(x, scale = 0)", "scale must not be 0"),
+    ("factor(a, levels = c('a1', 'a1'))", "two levels of factor\\(\\) are the same"),
+    ("factor(a, exclude = NULL)", "missing values cannot be a level"),
+    ("factor(a, levels = NULL)", "levels must be text or numbers"),
+    ("factor(a, nmax = 2)", "no argument 'nmax'"),
+    ("ordered(a, ordered = FALSE)", "no argument 'ordered'"),
+    ("round(x, 1, 2)", "too many arguments"),
+    ("round(x, 1.5)", "whole number"),
+    ("log(k, 2, 3)", "too many arguments"),
+    ("offset(x, k)", "too many arguments"),
+    ("I(x, k)", "too many arguments"),
+    ("exp(x, base = 2)", "no argument 'base'"),
+    ("ifelse(l, 1)", "needs test, yes and no"),
+    ("ifelse(x > 1, a, b)", "must be numeric but is a factor"),
+    ("ifelse(x > 1, s, 2)", "must be numeric"),
+    ("ifelse(TRUE, x, 0)", "must be a column"),
+    ("interaction(a, 2)", "is not a column"),
+    ("interaction(a, b, seq = '_')", "no argument 'seq'"),
+    ("C(a, sum, base = 2)", "base is of treatment contrasts only"),
+    ("C(a, helmert, 1)", "how.many is not available"),
+    ("C(a, c(1, 1, 1))", "the same for all levels"),
+    ("C(a, c(1, 2))", "2 contrast values for 3 levels"),
+    ("C(a, 2)", "contrasts are a name"),
+    ("mean(x, trim = 0.1)", "no argument 'trim'"),
+    ("I(x - min(x, k))", "takes one column"),
+    ("I(x + c(1, 2))", "combines 2 and 36 values"),
+    ("I(poly(x, 2) + x)", "several columns at once"),
+    ("as.numeric(x, 3)", "too many arguments"),
+    ("x == '\\d'", "in a string is not available"),
+]
+
+
+@pytest.mark.parametrize("text, says", UNKNOWN, ids=[u[0] for u in UNKNOWN])
+def test_arguments_are_used_or_refused(text, says):
+    with pytest.raises(FormulaError, match=says):
+        build(f"y ~ {text}", DATA, require_bars=False)
+
+
+def test_functions_of_levels():
+    """As R's factor(): excluded and unnamed levels are missing, equal labels are one level, one label is numbered."""
+    m = build("y ~ factor(c, exclude = 'v')", DATA, require_bars=False)
+    assert m.x_names[1:] == tuple(f'factor(c, exclude = "v"){v}' for v in "wz")
+    assert m.nobs == (DATA["c"] != "v").sum()
+    m = build("y ~ factor(c, labels = 'L')", DATA, require_bars=False)
+    assert [n[-2:] for n in m.x_names[1:]] == ["L2", "L3", "L4"]
+    few = DATA.iloc[:3]
+    np.testing.assert_array_equal(m.matrix_for(few)[0], m.X[:3])  # new data keep the numbers of the fit
+    m = build("y ~ (1 | factor(c, labels = c('p', 'q', 'p', 'r')))", DATA)
+    assert list(m.terms[0].levels) == ["p", "q", "r"]
+    np.testing.assert_array_equal(m.terms[0].level == 0, DATA["c"].isin(["u", "w"]))
+    with pytest.raises(FormulaError, match="add na.rm = TRUE"):
+        build("y ~ I(x - mean(x))", DATA.assign(x=DATA["x"].where(DATA["k"] > 1)), require_bars=False)
+    m = build("y ~ I(x - mean(x, na.rm = TRUE))", DATA.assign(x=DATA["x"].where(DATA["k"] > 1)), require_bars=False)
+    assert abs(m.X[:, 1].mean()) < 1e-12
+    m = build("y ~ pmax(x, z, na.rm = TRUE)", _d(x=[1.0, 2, np.nan, 4, 5, 6], z=[3.0] * 6), require_bars=False)
+    np.testing.assert_array_equal(m.X[:, 1], [3, 3, 3, 4, 5, 6])
+
+
+def test_rounding_is_r():
+    """R 4.2.2, e.g. round(c(0.15, 0.25, 0.35, 2.5, -1.5), 1) and round(c(.285, 1.005, 2.675, 5.015), 2)."""
+    for digits, values, rounded in (
+        (1, [0.15, 0.25, 0.35, 2.5, -1.5, np.nan], [0.1, 0.2, 0.3, 2.5, -1.5, np.nan]),
+        (2, [0.285, 1.005, 2.675, 5.015, -2.675, np.inf], [0.28, 1.0, 2.67, 5.02, -2.67, np.inf]),
+        (-1, [15.0, 25, 35, -5, 5.5, 0], [20.0, 20, 40, 0, 10, 0]),
+    ):
+        m = Evaluator(Table({"x": values}), "", {}, {}, True)
+        np.testing.assert_array_equal(m.variable(parse_expression(f"round(x, {digits})")), rounded)
 
 
 def test_grouping_by_an_expression():

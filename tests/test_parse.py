@@ -43,7 +43,8 @@ def test_deparse_is_r(case):
     assert _tree(deparse(tree)) == tree
 
 
-# lme4's findbars(), output of lme4 1.1-31; us(), diag(), `- (1 | g)`, and `(a/b)`, `a:b/c` as groups are ours
+# lme4's findbars(), output of lme4 1.1-31; us(), diag(), `- (1 | g)`, and `(a/b)`, `a:b/c` as groups are ours; what
+# lme4 calls unparseable is in MALFORMED
 BARS = [
     ("y ~ (x || g)", ["(1 | g)", "(0 + x | g)"]),
     ("y ~ (0 + x || g)", ["(0 + x | g)"]),
@@ -183,6 +184,11 @@ def test_is_nested():
         is_nested([1, 2], [1, 2, 3])
 
 
+def test_the_factor_of_contrasts_is_found_wherever_it_stands():
+    for text in ("C(f, sum)", "C(contr = sum, object = f)", "C(contr = sum, f)", "C(object = f, sum)"):
+        assert parse(f"y ~ {text}").names == ("y", "f"), text
+
+
 def test_numbers_as_r():
     cases = {
         1 / 3: "0.333333333333333",
@@ -235,6 +241,14 @@ MALFORMED = [
     ("y ~ s(x) + (1 | g)", "smooth terms such as s() are not available; use ns()", "s(x)"),
     ("y ~ (1 | (x | g))", "a bar inside a bar", "x | g"),
     ("y ~ ((1 | x) | g)", "a bar inside a bar", "(1 | x)"),
+    ("y ~ (1 | g/(h/a))", "'h/a' in parentheses or beside ':' is not a grouping factor; write nested", "h/a"),
+    ("y ~ (1 | g:(h/a))", "'h/a' in parentheses or beside ':'", "h/a"),
+    ("y ~ (1 | (g/h):a)", "'g/h' in parentheses or beside ':'", "g/h"),
+    ("y ~ (1 | (g/h)/a)", "'g/h' in parentheses or beside ':'", "g/h"),
+    ("y ~ (1 | a:(b:(c/d)))", "'c/d' in parentheses or beside ':'", "c/d"),
+    ("y ~ (1 | g) - (1 | h)", "there is no (1 | h) before it to remove", "1 | h"),
+    ("y ~ (1 | g) - (x || g)", "there is no (x || g) before it to remove", "x || g"),
+    (r"y ~ (x == '\x41')", r"'\x' in a string is not available", r"'\x41'"),
     ("y ~ a b", "an operator is missing before 'b'", "b"),
     ("y ~ 2 x", "an operator is missing before 'x'", "x"),
     ("y ~ a, b", "unexpected ','", ","),

@@ -47,7 +47,18 @@ fixed <- c(
   "~ C(a, sum)", "~ C(a, helmert) + b", "~ C(a, contr.SAS)", "~ C(o, treatment)", "~ C(a, treatment, base = 2)", "~ C(c, poly)", "~ ordered(h)",
   "~ cut(x, c(-3, 0, 2, 6))", "~ cut(x, 3)", "~ cut(k, c(0, 3, 9), labels = c('few', 'many'))", "~ cut(x, c(-3, 0, 6), right = FALSE)",
   "~ pmin(x, 1) + pmax(x, 0, k)", "~ round(x) + floor(x) + ceiling(x) + abs(x)", "~ ifelse(x > 1, x, 0)", "~ a*b + a:b:c", "~ a + b %in% a + x",
-  "~ (a + x) %in% b", "~ a*b %in% c", "~ interaction(a, b)", "~ x + a + offset(k) + b", "~ (a + b)/x", "~ a/(b + x)", "~ a + (b + x - 1)", "~ a:a + b^2")
+  "~ (a + x) %in% b", "~ a*b %in% c", "~ interaction(a, b)", "~ x + a + offset(k) + b", "~ (a + b)/x", "~ a/(b + x)", "~ a + (b + x - 1)", "~ a:a + b^2",
+  "~ poly(x, `my w`, degree = 2)", "~ poly(x, `my w`, k, degree = 2)", "~ poly(x, `my w`, degree = 2, raw = TRUE)", "~ poly(x, 2, raw = 1)", "~ poly(degree = 3, x)",
+  "~ pmax(x, 0, na.rm = TRUE) + pmin(x, k)", "~ relevel(c, ref = 2)", "~ relevel(ref = 'v', c)", "~ cut(x, 3, dig.lab = 2)",
+  "~ cut(x, c(-3, 0, 2, 6), c('p', 'q', 'p'))", "~ cut(x, c(-3, 0, 2, 6), FALSE)", "~ cut(x, c(-3, 0, 2, 6), ordered_result = TRUE)",
+  "~ cut(k, c(1, 4, 9), NULL, TRUE)", "~ cut(k, c(1, 4, 9), include.lowest = TRUE, right = FALSE)", "~ cut(x * 1e5, 3)",
+  "~ ns(x, 3, c(0, 1))", "~ ns(x, 3, NULL, TRUE)", "~ bs(x, 5, NULL, 2, TRUE)", "~ bs(x, 5, c(0, 1), 3, FALSE, c(-4, 7))", "~ scale(x, FALSE, TRUE)",
+  "~ scale(x, scale = 3, center = 2)", "~ factor(c, c('z', 'w', 'v', 'u'), c('p', 'q', 'p', 'r'))",
+  "~ factor(h, c(3, 2, 1), c('p', 'q', 'r'), NA, TRUE)", "~ ordered(h, c(3, 1, 2))", "~ factor(o, ordered = FALSE)",
+  "~ round(x, 1) + round(x * 10, -1) + round(digits = 2, x * 1.005)", "~ log(base = 2, x = k) + log(k, k + 1)", "~ ifelse(x > 1, 'u', 'v')",
+  "~ ifelse(x > 1, s, 'other')", "~ ifelse(x > 1, l, FALSE)", "~ ifelse(test = l, no = 2, yes = x)", "~ interaction(a, b, sep = '_', lex.order = TRUE)",
+  "~ interaction(a, b, drop = TRUE)", "~ C(c, c(3, -1, -1, -1))", "~ C(c, c(1, 2, 3, 5))", "~ C(contr = sum, object = a)", "~ C(o, treatment, base = 3)",
+  "~ x - a", "~ a + x - (x + b)")
 
 num <- function(v) unname(as.numeric(v))
 one <- function(f, contrasts = NULL) {
