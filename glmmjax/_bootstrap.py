@@ -322,15 +322,14 @@ def _of_statistic(
 
 def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
     """See `MixedModel.refit_many`."""
-    table = responses if isinstance(responses, pd.DataFrame) else pd.DataFrame(np.asarray(responses))
-    if table.shape[0] not in (model.nobs, model._data.keep.size):
-        raise ValueError(f"responses have {table.shape[0]} rows, the fit has {model.nobs}")
+    table = model._data.on_rows(responses, "responses", "have")
+    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(np.asarray(table))
     names = [f.name for f in standard_focals(model)]
     rows = []
-    for name in progress(list(table), "refits"):
+    for i in progress(range(table.shape[1]), "refits"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said in the columns
-            m = model.refit(table[name])
+            m = model.refit(table.iloc[:, i])
         values = dict(zip(names, natural_values(m), strict=True))
         errors = {f"se_{k}": v for k, v in m.bse.items()}
         rows.append({**values, **errors, "loglik": m.loglik, "converged": m.converged, "singular": m.is_singular})

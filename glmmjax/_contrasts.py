@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._columns import label_of
 from ._errors import DataError
 
 Coding = tuple[NDArray[np.float64], tuple[str, ...]]  # (levels x columns), suffixes of the column names
@@ -105,16 +106,21 @@ def code(spec: Any, levels: Sequence[str], ordered: bool, label: str) -> Coding:
     suffixes: tuple[str, ...] | None = None
     if hasattr(spec, "columns") and hasattr(spec, "index"):
         suffixes = tuple(str(c) for c in spec.columns)
-        rows = [str(i) for i in spec.index]
+        rows = [label_of(i) for i in spec.index]
         if sorted(rows) == sorted(levels):
             spec = spec.iloc[[rows.index(level) for level in levels]]
+        elif list(spec.index) != list(range(len(levels))):  # which is no index
+            raise DataError(
+                f"the index of the contrasts of '{label}' ({', '.join(rows[:8])}) differs from the levels "
+                f"({', '.join(levels[:8])}); name these, or pass .to_numpy() to go by position"
+            )
     matrix = np.array(spec, dtype=np.float64)
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     n = len(levels)
     if matrix.ndim != 2 or matrix.shape[0] != n:
         raise DataError(
-            f"the contrast matrix of '{label}' has {matrix.shape[0]} rows, but the factor has {n} levels: "
+            f"the contrast matrix of '{label}' has {len(np.atleast_1d(matrix))} rows, but the factor has {n} levels: "
             f"{', '.join(levels[:8])}{', ...' if n > 8 else ''}; give one row per level"
         )
     return matrix, numbers(matrix.shape[1]) if suffixes is None else suffixes

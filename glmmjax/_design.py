@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._columns import by_row, common_index
 from ._covariance import Structure, Unstructured
 from ._errors import DataError
 from ._linalg import take
@@ -189,6 +190,13 @@ def design_arrays(
     Raises:
         DataError: shapes do not fit, values are not finite, or levels are out of range.
     """
+    terms = list(terms)
+    index = common_index([y, X, *(part for term in terms for part in term[:2]), weights, offset])
+    if index is not None:  # pandas objects go by their index, others by position
+        y, X = by_row(y, index, "y"), by_row(X, index, "X")
+        weights, offset = by_row(weights, index, "weights"), by_row(offset, index, "offset")
+        parts = [[by_row(part, index, f"term {i + 1}") for part in term[:2]] for i, term in enumerate(terms)]
+        terms = [(*own, *term[2:]) for own, term in zip(parts, terms, strict=True)]
     y = np.ascontiguousarray(y, np.float64)
     if y.ndim != 1:
         raise DataError(f"y must be one-dimensional, got shape {y.shape}")

@@ -19,12 +19,13 @@ import pandas as pd
 
 from . import _optimise as opt
 from ._batch import Many, fit_block
+from ._columns import Table, pandas_frame, plain, rows_of
 from ._control import Control, as_control, unknown_argument
 from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._errors import DataError
 from ._frame import build
 from ._many_data import Labels, Splitter, Stack, stacks
-from ._many_responses import Shared, as_responses
+from ._many_responses import Responses, Shared, as_responses
 from ._objective import resolve_hessian
 from ._parse import parse, quote_name
 from ._precision import persistent_cache, x64
@@ -178,10 +179,7 @@ class _Rows(_Source):
     """A table's datasets."""
 
     def __init__(self, model: _Model, data: Any, by: str, arguments: dict[str, Any]) -> None:
-        table = data.to_pandas() if not isinstance(data, pd.DataFrame) and hasattr(data, "to_pandas") else data
-        if not isinstance(table, pd.DataFrame):
-            table = pd.DataFrame(table)
-        self._splitter = Splitter(model.formula, table, by, model.family, arguments)
+        self._splitter = Splitter(model.formula, pandas_frame(data), by, model.family, arguments)
         split = self._splitter.split(progress)
         self.names, self.errors = split.names, split.errors
         self.stacks = [stack for group in split.groups for stack in stacks(group, model.family)]
@@ -197,8 +195,10 @@ class _Columns(_Source):
     def __init__(self, model: _Model, data: Any, y: Any, arguments: dict[str, Any]) -> None:
         parse(model.formula)
         formula = "~" + model.formula.partition("~")[2]  # a response of its own gives way to those of y
+        index = Table(data).index
+        responses = as_responses(y, index)
+        arguments = {k: self._by_column(v, k, responses, index) for k, v in arguments.items()}
         self._formula, self._data, self._arguments = formula, data, arguments
-        responses = as_responses(y)
         shared: dict[str, Any] = {k: None if _by_response(v, responses.B) else v for k, v in arguments.items()}
         frame = build(formula, data, require_response=False, **shared)
         if responses.n != frame.keep.size:
@@ -206,19 +206,29 @@ class _Columns(_Source):
             raise DataError(f"y has {responses.n} rows, the data have {frame.keep.size}{other}")
         if model.linear and frame.nobs <= frame.X.shape[1]:
             raise DataError(f"{frame.X.shape[1]} fixed effects for {frame.nobs} rows: drop some")
-        own = {k: np.asarray(v, float) for k, v in arguments.items() if _by_response(v, responses.B)}
+        own = {k: v for k, v in arguments.items() if _by_response(v, responses.B)}
         self.names, self.errors = responses.names, {}
         self._responses = responses
         self.stacks = [Shared(frame, responses, own, model.family, self.errors)]
 
+    @staticmethod
+    def _by_column(value: Any, what: str, responses: Responses, index: pd.Index) -> Any:
+        """Weights or offsets of each response as an array (n, B); tables by the names of rows and columns."""
+        if not _by_response(value, responses.B):
+            return value
+        table = rows_of(value, index, what)
+        if isinstance(table, pd.DataFrame) and responses.named and list(table.columns) != responses.names:
+            if not table.columns.is_unique or set(table.columns) != set(responses.names):
+                raise DataError(f"the columns of {what} are not those of y; name them alike, or pass .to_numpy()")
+            table = table[responses.names]
+        return plain(table, what).astype(np.float64)
+
     def model_arguments(self, i: int) -> tuple[str, Any, dict[str, Any]]:
         name = str(self.names[i])
-        data = pd.DataFrame(self._data) if not isinstance(self._data, pd.DataFrame) else self._data
+        data = pandas_frame(self._data)
         name = f"y_{name}" if name in data or name.isdigit() else name
         data = data.assign(**{name: self._responses.block(np.array([i]))[0]})
-        arguments = {
-            k: np.asarray(v)[:, i] if _by_response(v, self._responses.B) else v for k, v in self._arguments.items()
-        }
+        arguments = {k: v[:, i] if _by_response(v, self._responses.B) else v for k, v in self._arguments.items()}
         return f"{quote_name(name)} {self._formula}", data, arguments
 
 

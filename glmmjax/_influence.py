@@ -20,6 +20,7 @@ import pandas as pd
 
 from . import _optimise as opt
 from ._bootstrap import natural_parameters
+from ._columns import Table
 from ._errors import DataError
 from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
@@ -90,14 +91,11 @@ def _clusters(model: MixedModel, groups: str | None) -> tuple[np.ndarray, list[A
     for term in model._data.terms:
         if term.group == groups:
             return np.asarray(term.level), list(term.levels)
-    data = model._spec.arguments["data"]
-    try:
-        column = pd.Series(np.asarray(data[groups]))
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise DataError(
-            f"{groups!r} is neither a grouping factor ({', '.join(model.ngrps)}) nor a column of the data"
-        ) from None
-    codes, labels = pd.factorize(column[model._data.keep])
+    table = Table(model._spec.arguments["data"])
+    if groups not in table:
+        raise DataError(f"{groups!r} is neither a grouping factor ({', '.join(model.ngrps)}) nor a column of the data")
+    column = table.raw(groups)
+    codes, labels = pd.factorize(pd.Series(getattr(column, "array", column))[model._data.keep])
     if (codes < 0).any():
         raise DataError(f"column {groups!r} has missing values in the rows of the fit; fill them or choose another")
     return np.asarray(codes), list(labels)

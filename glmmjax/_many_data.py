@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ._buckets import sized
-from ._columns import Factor, Table, missing_column
+from ._columns import Factor, Table, check_ids, missing_column, plain, rows_of
 from ._covariance import Unstructured
 from ._design import Design, Term
 from ._errors import DataError, FormulaError
@@ -152,6 +152,9 @@ class Splitter:
     def __init__(self, formula: Any, data: pd.DataFrame, by: str, family: Family, arguments: dict[str, Any]) -> None:
         if by not in data.columns:
             raise DataError(missing_column(by, list(map(str, data))))
+        if data[by].dtype.kind == "f":
+            check_ids(data[by].to_numpy(float, na_value=np.nan), f"column '{by}'")
+        arguments = {k: v if order_free(v) else plain(rows_of(v, data.index, k), k) for k, v in arguments.items()}
         self.formula, self.family = formula, family
         codes, names = pd.factorize(data[by], use_na_sentinel=True)
         if (codes < 0).any():
@@ -161,7 +164,7 @@ class Splitter:
             data, codes = data.iloc[order], codes[order]
         self.data, self.codes, self.names = data, codes, list(names)
         self.ends = np.searchsorted(codes, np.arange(len(self.names) + 1))
-        self.arguments: dict[str, Any] = {k: v if order_free(v) else np.asarray(v)[order] for k, v in arguments.items()}
+        self.arguments: dict[str, Any] = {k: v if order_free(v) else v[order] for k, v in arguments.items()}
 
     def part(self, i: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Rows and arguments of one dataset."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from ._columns import pandas_frame, rows_of
 from ._design import Design
 from ._errors import DataError
 from ._frame import ModelData
@@ -23,6 +24,7 @@ class Responses:
     n: int
     B: int
     names: list[Any]
+    named: bool  # whether the names are those of a table's columns
     columns: Any  # (n, B) array or SciPy sparse matrix by columns
 
     def block(self, members: np.ndarray) -> np.ndarray:
@@ -32,9 +34,11 @@ class Responses:
         return np.ascontiguousarray(np.asarray(dense, float).T)
 
 
-def as_responses(y: Any) -> Responses:
-    """Responses from an array, a DataFrame (sparse columns too) or a SciPy sparse matrix."""
-    if isinstance(y, pd.DataFrame):
+def as_responses(y: Any, index: pd.Index) -> Responses:
+    """Responses from an array, a table (sparse columns too) or a SciPy sparse matrix; `index` is that of the data."""
+    if hasattr(y, "columns"):
+        same = np.shape(y)[0] == len(index)  # another number of rows is said with what it may come from
+        y = rows_of(y, index, "y") if same else pandas_frame(y, "y")
         names: list[Any] = list(y)
         if len(y.columns) and all(isinstance(t, pd.SparseDtype) for t in y.dtypes):
             y = y.sparse.to_coo()  # type: ignore[attr-defined]
@@ -55,7 +59,7 @@ def as_responses(y: Any) -> Responses:
     n, B = y.shape
     if not B:
         raise DataError("y has no columns")
-    return Responses(n, B, names or list(range(B)), y)
+    return Responses(n, B, names or list(range(B)), bool(names), y)
 
 
 class Layout:

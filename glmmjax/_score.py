@@ -120,16 +120,15 @@ def _columns(model: MixedModel, covariates: Any) -> tuple[np.ndarray, list[Any]]
     """(n, B) covariates on the rows of the fit, and their names."""
     if isinstance(covariates, pd.Series):
         covariates = covariates.to_frame()
+    covariates = model._data.on_rows(covariates, "covariates", "have")
     names = list(covariates) if isinstance(covariates, pd.DataFrame) else []
     try:
         C = np.asarray(covariates, float)
     except (TypeError, ValueError):
         raise DataError("covariates must be numbers; code factors as columns of 0 and 1") from None
     C = C[:, None] if C.ndim == 1 else C
-    if C.shape[0] == model._data.keep.size:
-        C = C[model._data.keep]
-    if C.ndim != 2 or C.shape[0] != model.nobs:
-        raise DataError(f"covariates have {C.shape[0]} rows, the fit has {model.nobs}")
+    if C.ndim != 2:
+        raise DataError(f"covariates have {C.ndim} dimensions; give one column for each")
     names = names or list(range(C.shape[1]))
     bad = ~np.isfinite(C).all(axis=0)
     if bad.any():

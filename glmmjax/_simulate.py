@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ._columns import Table, label_of
+from ._columns import Table, label_of, plain
 from ._control import unknown_argument
 from ._covariance import Unstructured
 from ._errors import DataError
@@ -106,9 +106,7 @@ def simulate_model(
 def as_response(model: MixedModel, newresp: Any) -> np.ndarray:
     """A new response on the scale of the design's y; the rule of `MixedModel.refit`."""
     data, design = model._data, model._design
-    values = newresp.to_numpy() if isinstance(newresp, (pd.Series, pd.DataFrame)) else np.asarray(newresp)
-    if values.shape[:1] == data.keep.shape and values.shape[0] != data.nobs:
-        values = values[data.keep]
+    values = plain(data.on_rows(newresp, "the new response"), "the new response")
     if not isinstance(model.family, Binomial):
         return values
     trials = np.asarray(design.weights)

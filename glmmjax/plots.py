@@ -139,10 +139,8 @@ def _name_largest(panel: Any, data: pd.DataFrame, x: str, y: str, by: np.ndarray
 def _flist(model: MixedModel, group: Any) -> pd.Series:
     """Labels (n,) of a grouping factor; None is the one with most levels that has several rows per level."""
     if group is not None and not isinstance(group, str):
-        values = pd.Series(np.asarray(group).astype(str), name=getattr(group, "name", None) or "group")
-        if len(values) != model.nobs:
-            raise ValueError(f"group has {len(values)} values, the fit has {model.nobs} rows")
-        return values
+        own = np.asarray(model._data.on_rows(group, "group"))
+        return pd.Series(own.astype(str), name=getattr(group, "name", None) or "group")
     name = _group(model, group)
     return pd.Series(model.getME("flist")[name].astype(str).to_numpy(), name=name)
 
