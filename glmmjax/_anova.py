@@ -289,15 +289,17 @@ def _compare(models: list[MixedModel], refit: bool, names: Sequence[str] | None,
                         f"{pair}: the larger model has the lower likelihood; one of the fits is not an optimum"
                     )
                 if relation.variances == 1:
+                    what = "overdispersion" if relation.dispersion else "a variance"
                     notes.append(
-                        f"{pair}: a variance is 0 in the smaller model, on the boundary, so Pr(>Chisq) is conservative"
+                        f"{pair}: {what} is 0 in the smaller model, on the boundary, so Pr(>Chisq) is conservative"
                         + ("" if with_boundary else "; boundary=True adds the corrected one")
                     )
                     row[8] = 0.5 * (chisq_tail(gain, df - 1) + row[7]) if df > 1 else 0.5 * row[7]
-                    row[8] = row[8] if gain > 0.0 else 1.0
+                    row[8] = row[8] if gain > 1e-8 else 1.0
                 elif relation.variances:
+                    what = "variances, overdispersion among them," if relation.dispersion else "variances"
                     notes.append(
-                        f"{pair}: {relation.variances} variances are 0 in the smaller model, on the boundary, so "
+                        f"{pair}: {relation.variances} {what} are 0 in the smaller model, on the boundary, so "
                         "Pr(>Chisq) is conservative"
                     )
         rows.append(row)
@@ -346,16 +348,24 @@ def check_comparable(models: list[MixedModel]) -> None:
 
 
 class Relation(NamedTuple):
-    """How a smaller model lies in a larger one: why it does not (or ""), and how many variances it has at 0."""
+    """How a smaller model lies in a larger one: why it does not (or ""), and how many variances it has at 0.
+
+    Overdispersion is one of them where the smaller family is the limit of the larger one.
+    """
 
     problem: str
     variances: int
+    dispersion: bool = False
 
 
 def _relation(smaller: MixedModel, larger: MixedModel) -> Relation:
     if smaller.df == larger.df:
         return Relation("as many parameters in both", 0)
-    if smaller.family != larger.family:
+    limit = smaller.family.name == larger.family.limit and smaller.family.link == larger.family.link
+    limit = limit and bool(larger.family.phi_names)
+    if limit and smaller._spec.hessian != larger._spec.hessian and not smaller.family.canonical:
+        return Relation("one was fitted with expected and one with observed curvature", 0)
+    if smaller.family != larger.family and not limit:
         return Relation("the families or links differ, so that the models are not nested", 0)
     a, b = smaller._design, larger._design
     Xa, Xb = np.asarray(a.X), np.asarray(b.X)
@@ -369,7 +379,7 @@ def _relation(smaller: MixedModel, larger: MixedModel) -> Relation:
     inside, variances = _covariance_within(_patterns(smaller), _patterns(larger))
     if not inside:
         return Relation("the random effects are not nested", 0)
-    return Relation("", variances)
+    return Relation("", variances + limit, limit)
 
 
 def _within(A: np.ndarray, B: np.ndarray) -> bool:

@@ -42,7 +42,7 @@ from ._quadrature import (
     most_points,
     product_nodes,
 )
-from .families import Family
+from .families import Family, log_of
 from .results import NotSupportedError
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     """-H^-1 g of the k-point deviance at the estimates, H by central differences of its exact gradient."""
     e = model._estimates
     problem = GeneralisedProblem(model._design, model.family, k, model._spec.hessian)
-    x = np.concatenate([e.theta, e.beta, np.log(e.phi)])
+    x = np.concatenate([e.theta, e.beta, log_of(e.phi)])
     J = problem.scaling.jacobian(False)
     inner = J @ x
     carry = problem.carry_at(e.u, inner[e.theta.size : e.theta.size + e.beta.size])

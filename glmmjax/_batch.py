@@ -15,7 +15,20 @@ from . import _optimise as opt
 from ._covariance import Unstructured, semidefinite_cholesky
 from ._design import Design, Term
 from ._engine import Ends, Engine, Generalised, Kind, Linear
-from ._fit import CONCAVE, FLAT, LEAST_CURVATURE, LEAST_PART, NEAR_ZERO, UNDETERMINED, ZERO_COST, safe_inverse
+from ._fit import (
+    CONCAVE,
+    FAR,
+    FLAT,
+    LEAST_CURVATURE,
+    LEAST_PART,
+    NEAR_ZERO,
+    UNDETERMINED,
+    ZERO_COST,
+    at_limit,
+    barely_dispersed,
+    safe_inverse,
+)
+from .families import LOG_PHI_MAX, Family, reported
 
 #: Restarts from points that are no minima.
 RESTARTS = 4
@@ -93,11 +106,14 @@ def fit_block(
     scaled, A, c = scale(design, own, linear)
     c = np.broadcast_to(c, (engine.block, c.shape[1]))[:count]
     family = kind.family if isinstance(kind, Generalised) else None
-    phi = np.asarray(start.get("phi", () if family is None else family.phi_start()), float).reshape(-1)
+    phi = np.zeros(0) if family is None else family.finite_start(start.get("phi", family.phi_start()))
     theta = start["theta"] * c[0] if "theta" in start else design.theta_start
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
+        if family is not None and family.limit and family.phi_names:
+            far = np.log(FAR * np.maximum(1.0, np.max(design.y, axis=-1))) * np.ones(engine.block)
+            ends = _settle_dispersions(ends, again, family, far[:count], design.y.shape[-1], bool(limits.hessian))
         if not limits.hessian:
             return ends
         ends = _leave_saddles(ends, again)
@@ -159,6 +175,44 @@ def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
     return ends
 
 
+def _settle_dispersions(
+    ends: Ends, again: Callable[..., Ends], family: Family, far: np.ndarray, rows: int, hessian: bool
+) -> Ends:
+    """Fits at the family's limit where that costs nothing, as in `_fit`; without Hessians those that ended beyond `far`
+    (B,), a log of dispersions."""
+    finite = np.isfinite(ends.numbers[:, 0])
+    if not hessian:
+        x = np.array(ends.x)
+        x[:, -1] = np.where(finite & (x[:, -1] > far), LOG_PHI_MAX, x[:, -1])
+        return ends._replace(x=x)
+    which = np.flatnonzero(finite & np.array([barely_dispersed(H) for H in ends.hessian], bool))
+    if not which.size:
+        return ends
+
+    def moved(which: np.ndarray, log_phi: Any, limit: int | None = None) -> Ends:
+        x = np.array(ends.x[which])
+        x[:, -1] = log_phi
+        inverse = np.zeros((which.size, x.shape[1], x.shape[1]))
+        inverse[:, -1, -1] = 1.0
+        for i, H in enumerate(ends.hessian[which, :-1, :-1]):
+            inverse[i, :-1, :-1] = safe_inverse(H) if np.isfinite(H).all() else np.eye(H.shape[0]) / rows
+        return again(which, x, inverse, limit)
+
+    new = moved(which, LOG_PHI_MAX)
+    take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
+    ends = _replaced(ends, which, new, take)
+    which = which[take]
+    if not which.size:
+        return ends
+    inwards = moved(which, far[which], 1)
+    ends = _replaced(ends, which, inwards, np.zeros(which.size, bool))
+    which = which[inwards.g[:, -1] > 0.0]
+    if not which.size:
+        return ends
+    new = moved(which, np.log(family.phi_start()[-1]))
+    return _replaced(ends, which, new, new.numbers[:, 0] < ends.numbers[which, 0] - ZERO_COST)
+
+
 def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> Ends:
     """`new` in place of those of `which` to be taken; evaluations add up in any case."""
     out = Ends(*(np.array(a) for a in ends))
@@ -217,7 +271,10 @@ def judge(
     linear = isinstance(kind, Linear)
     outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
 
-    shape = _shape(ends.hessian if linear or limits.hessian else np.broadcast_to(np.eye(P), ends.hessian.shape))
+    hessian = ends.hessian if linear or limits.hessian else np.broadcast_to(np.eye(P), ends.hessian.shape)
+    if not linear:  # the deviance does not depend on an infinite dispersion
+        hessian = hessian + np.eye(P) * at_limit(kind.family, ends.x)[:, None]  # type: ignore[attr-defined]
+    shape = _shape(hessian)
     along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
     weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
     decrement = 0.5 * np.sum(weight * along**2, axis=1)
@@ -237,7 +294,7 @@ def judge(
         beta = ends.tail[:, 1 : 1 + p] if linear else (solve @ internal[:, :, None])[..., 0]
     else:
         solve, beta = np.zeros((1, 0, 0)), np.zeros((B, 0))
-    phi = np.exp(ends.x[:, (t + p if outer else t) :]) if not linear else np.zeros((B, 0))
+    phi = reported(ends.x[:, (t + p if outer else t) :]) if not linear else np.zeros((B, 0))
 
     df = np.full((B, p), np.nan)
     if linear and kind.ddf:  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ import pandas as pd
 from . import _optimise as opt
 from ._batch import Many
 from ._design import design_arrays
-from ._fit import Problem
+from ._fit import FAR, Problem
 from ._fit_glmm import GeneralisedProblem
 from ._fit_lmm import LinearProblem
 from ._fit_many import standard_deviations
@@ -32,6 +32,7 @@ from ._precision import persistent_cache, x64
 from ._profile import standard_focals
 from ._progress import progress
 from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_rows, information_by_cluster
+from .families import LOG_PHI_MAX, reported
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -77,7 +78,9 @@ class Bootstrap:
         if kind not in INTERVALS:
             raise ValueError(f"kind must be one of {', '.join(map(repr, INTERVALS))}, got {kind!r}")
         values, tail = self.good, 0.5 * (1.0 - level)
-        low, high = values.quantile(tail), values.quantile(1.0 - tail)
+        low, high = (  # interpolated where neighbours are finite
+            values.quantile(q).fillna(values.quantile(q, interpolation="nearest")) for q in (tail, 1.0 - tail)
+        )
         if kind == "basic":
             low, high = 2.0 * self.observed - high, 2.0 * self.observed - low
         elif kind == "normal":
@@ -188,10 +191,13 @@ def natural_parameters(problem: Problem, found: opt.Found) -> tuple[np.ndarray, 
     if isinstance(problem, LinearProblem):
         size = np.count_nonzero(problem.original.weights) - (p if problem.REML else 0)
         return x[:t], np.asarray(found.carry.beta), float(np.sqrt(found.carry.r2 / size)), np.zeros(0)
+    family = problem.family
+    if family.limit and family.phi_names and x[-1] > np.log(FAR * max(1.0, float(problem.original.y.max()))):
+        x[-1] = LOG_PHI_MAX  # a search towards the limit ends far out
     if problem.joint:
         beta = np.linalg.solve(problem.scaling.A, np.asarray(found.carry.beta)) if p else np.zeros(0)
-        return x[:t], beta, 1.0, np.exp(x[t:])
-    return x[:t], x[t : t + p], 1.0, np.exp(x[t + p :])
+        return x[:t], beta, 1.0, reported(x[t:])
+    return x[:t], x[t : t + p], 1.0, reported(x[t + p :])
 
 
 def natural_values(model: MixedModel) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax import Array
 from . import _optimise as opt
 from ._covariance import settle
 from ._design import Design
-from .families import Family
+from .families import LOG_PHI_MAX, Family, reported
 
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
 NEAR_ZERO = 1e-3
@@ -30,6 +30,11 @@ FLAT, CONCAVE = 1e-8, -1e-5
 LEAST_CURVATURE, LEAST_PART = 1e-3, 1e-10
 #: A parameter that moves by this part of itself along undetermined directions is undetermined.
 UNDETERMINED = 0.3
+#: Where the curvature of the deviance in the log of a dispersion is below this, the limit at infinity is tried: with
+#: a larger one the limit is worse, by about half of it in units of the deviance.
+BARELY_DISPERSED = 1.0
+#: Times the largest response: a dispersion so near infinity that the deviance is linear in its inverse from there on.
+FAR = 1e8
 #: evaluations whose point and deviance are kept
 PATH_LENGTH = 64
 
@@ -272,6 +277,8 @@ def estimate(
         begin, extra = search(problem, optimizer, begin, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
     state = problem.run(begin, limits, metric, verbose)
+    state, at_limit = _settle_dispersion(problem, begin, state, limits)
+    extra += at_limit
     state, restarts, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
     state, further = _settle_singular(problem, begin, state, limits, metric)
     return _report(problem, state, restarts, extra + more + further, limits, outside)
@@ -319,6 +326,14 @@ class Curvature(NamedTuple):
         return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > CONCAVE)
 
 
+def at_limit(family: Family, x: np.ndarray) -> np.ndarray:
+    """(..., P) which of the parameters are dispersions at infinity."""
+    out = np.zeros(x.shape, bool)
+    if family.limit and family.phi_names:
+        out[..., -1] = x[..., -1] >= LOG_PHI_MAX
+    return out
+
+
 def curvature(H: np.ndarray) -> Curvature:
     """See `Curvature`."""
     P = H.shape[0]
@@ -359,6 +374,42 @@ def _leave_saddles(
             break
         state = again
     return state, restarts, extra
+
+
+def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits) -> tuple[opt.Found, int]:
+    """The fit at the family's limit, its dispersion infinite, where that costs nothing.
+
+    There the deviance is flat in the log of the dispersion, which no search moves, and the rest is the limit's own fit.
+    """
+    if not problem.family.limit or not problem.family.phi_names or not np.isfinite(state.f):
+        return state, 0
+    if not barely_dispersed(np.asarray(state.hessian)):
+        return state, 0
+
+    def at(log_phi: float, near: opt.Found, limits: opt.Limits) -> opt.Found:
+        x = np.append(near.x[:-1], log_phi)
+        return problem.run(Start(x, begin.inverse, near.carry, begin.constant), limits, "bfgs")
+
+    found = at(LOG_PHI_MAX, state, limits)
+    if not found.f <= state.f + ZERO_COST:
+        return state, found.search_evaluations
+    spent = state.search_evaluations
+    # a search that began far out may have stayed there: the deviance must rise on the way in
+    far = float(np.log(FAR * max(1.0, float(problem.original.y.max()))))
+    spent += 1
+    if at(far, found, limits._replace(max_evaluations=1, hessian=False)).g[-1] > 0.0:
+        again = at(float(np.log(problem.family.phi_start()[-1])), found, limits)
+        if again.f < found.f - ZERO_COST:
+            return again, spent + found.search_evaluations
+        spent += again.search_evaluations
+    return found, spent
+
+
+def barely_dispersed(H: np.ndarray) -> bool:
+    """Whether the deviance with Hessian H (P, P) is nearly flat in the last parameter, the others minimised over."""
+    if not _positive_definite(H):
+        return True
+    return bool(np.linalg.inv(H)[-1, -1] * BARELY_DISPERSED > 1.0)
 
 
 def _settle_singular(
@@ -419,7 +470,9 @@ def _report(
             signs[term.theta] = np.where(term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0)
             u[term.block][:, term.columns] *= flips
     theta = theta * signs[:t] + 0.0
-    shape = curvature(H)
+    infinite = at_limit(problem.family, x)
+    # the deviance does not depend on an infinite dispersion: nothing else is moved by it
+    shape = curvature(H + np.diag(infinite.astype(float)))
     along = shape.vectors.T @ (shape.units * g)
     decrement = 0.5 * float(np.sum(np.where(shape.flat, 0.0, along**2 / np.where(shape.flat, 1.0, shape.values))))
     if not np.isfinite(decrement):
@@ -445,11 +498,12 @@ def _report(
     # a coefficient that runs off has no finite variance; theta's ridges are rotations of a singular T
     at = np.flatnonzero(moved & (np.arange(moved.size) >= t))
     covariance[at, at] = np.inf
+    covariance[infinite, infinite] = np.inf
     searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:
         path = np.concatenate([problem.external(path[:, :-2].T).T, path[:, -2:]], axis=1)
-    phi = np.exp(x[t:] if joint else x[t + p :])
+    phi = reported(x[t:] if joint else x[t + p :])
     stats = FitStats(
         evaluations=searched + extra,
         hessian_evaluations=state.evaluations - searched,

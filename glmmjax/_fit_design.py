@@ -32,6 +32,7 @@ from ._engine import Generalised, Linear
 from ._errors import DataError
 from ._fit import (
     CONCAVE,
+    FAR,
     FLAT,
     LEAST_CURVATURE,
     LEAST_PART,
@@ -46,7 +47,7 @@ from ._pirls import Parameters, is_symbolic_zero, unspool
 from ._pls import criterion, cross_products, fixed_effects, profile
 from ._programs import make_room_at_times
 from ._quadrature import check_nodes
-from .families import Family, Gaussian
+from .families import Family, Gaussian, dispersions, most_log_phi
 from .families import get as get_family
 
 Kind = Generalised | Linear
@@ -262,11 +263,12 @@ def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Desig
     theta = c * given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype)
     diagonal = np.concatenate([t.structure.on_diagonal() for t in design.terms])
     phi = jnp.zeros(0, dtype) if isinstance(kind, Linear) else jnp.asarray(kind.family.phi_start(), dtype)
+    begin = given.get("phi", phi)
     start = _Start(
         jnp.where(diagonal & (jnp.abs(theta) < LEAST_START), LEAST_START, theta),  # at 0 the deviance is stationary
         jnp.asarray("theta" in given),
         A @ given["beta"] if "beta" in given else jnp.full(design.p, jnp.nan, dtype),
-        given.get("phi", phi),
+        jnp.where(jnp.isfinite(begin), begin, phi),  # at infinity the density is flat
         _dependent(design.X),
     )
     return scaled, A, c, start
@@ -323,9 +325,17 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
     objective = kind.objective(kind.data(design, extra), constant)
     end = opt.minimise(objective, x0, inverse, carry, _reachable(kind.limits(limits)), 1)
 
-    shape = curvature(end.hessian)
+    x_end, g, H = end.x, end.g, end.hessian
+    if isinstance(kind, Generalised) and kind.family.limit and kind.family.phi_names:
+        # a search towards an infinite dispersion ends far out, where nothing depends on it any more
+        far = x_end[-1] > jnp.log(FAR * jnp.maximum(1.0, design.y.max()))
+        last = jnp.arange(x_end.shape[0]) == x_end.shape[0] - 1
+        g = jnp.where(far & last, 0.0, g)
+        x_end = jnp.where(far & last, most_log_phi(x_end.dtype), x_end)
+        H = jnp.where(far & (last[:, None] | last), jnp.diag(last.astype(H.dtype)), H)
+    shape = curvature(H)
     inverse = pseudo_inverse(shape)
-    decrement = 0.5 * end.g @ inverse @ end.g
+    decrement = 0.5 * g @ inverse @ g
     minimum = shape.finite & (shape.values.min(initial=0.0) > CONCAVE)
     converged = minimum & (decrement < 10.0 * _reachable(limits).tol) & (end.status != opt.NON_FINITE)
     status = jnp.where(converged, opt.CONVERGED, jnp.where(end.status == opt.CONVERGED, opt.NOT_MINIMUM, end.status))
@@ -333,11 +343,11 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
 
     # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `_fit`
     near = converged | (minimum & (decrement < LAST_STEP))
-    x = end.x - jnp.where(near, inverse @ end.g, 0.0)
+    x = x_end - jnp.where(near, inverse @ g, 0.0)
     settled = _settle(x, design.terms)
-    values = jax.lax.map(lambda v: deviance(v, end.carry, design, kind), jnp.stack([end.x, settled]))
-    x = jnp.where(near & (values[1] <= values[0] + ZERO_COST), settled, jnp.where(near, x, end.x))
-    return Optimum(x, end.carry, end.hessian, status.astype(jnp.int32), end.evaluations)
+    values = jax.lax.map(lambda v: deviance(v, end.carry, design, kind), jnp.stack([x_end, settled]))
+    x = jnp.where(near & (values[1] <= values[0] + ZERO_COST), settled, jnp.where(near, x, x_end))
+    return Optimum(x, end.carry, H, status.astype(jnp.int32), end.evaluations)
 
 
 def _reachable(limits: opt.Limits) -> opt.Limits:
@@ -483,7 +493,8 @@ def _generalised(found: Optimum, H: Array | None, design: Design, kind: Generali
     """beta, phi, sigma, u, objective and the covariance of beta in internal units."""
     x, t, p = found.x, design.n_theta, design.p
     value, (carry, _) = deviance_at(x, found.hint, design, kind.family, kind.curvature, kind.nAGQ)
-    phi = jnp.exp(x[t + p :] if kind.nAGQ else x[t:])
+    log_phi = x[t + p :] if kind.nAGQ else x[t:]
+    phi = jnp.where(log_phi < most_log_phi(log_phi.dtype), dispersions(log_phi), jnp.inf)
     vcov = None
     if H is not None:
         vcov = 2.0 * differentiable_inverse(H)[t : t + p, t : t + p]

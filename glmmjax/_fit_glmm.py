@@ -40,7 +40,7 @@ from ._pirls import (
 from ._precision import QUICK_OPTIONS, compile_with
 from ._quadrature import marginal
 from ._rows import sum_over_rows
-from .families import Family
+from .families import Family, dispersions
 
 #: Rows (of a bucket), times quadrature nodes, up to which a fit with one factor is compiled with `QUICK_OPTIONS`.
 QUICK_ROWS = 2_048
@@ -183,7 +183,7 @@ def deviance_at(
     """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if nAGQ = 0."""
     t, p = design.n_theta, design.p
     beta = x[t : t + p] if nAGQ else carry.beta
-    phi = jnp.exp(x[t + p :] if nAGQ else x[t:])
+    phi = dispersions(x[t + p :] if nAGQ else x[t:])
     deviance, at = marginal(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, nAGQ)
     return deviance, (Carry(at.u, at.beta, at.status), at.iterations)
 
@@ -305,7 +305,7 @@ class GeneralisedProblem(Problem):
     def _start_from(self, start: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """theta and phi of the joint fit, at identity factors or the user's (data units); whether theta is given."""
         theta = start.get("theta")
-        phi = np.asarray(start.get("phi", self.family.phi_start()), float).reshape(-1)
+        phi = self.family.finite_start(start.get("phi", self.family.phi_start()))
         theta0 = self.original.theta_start if theta is None else self.scaling.c * theta
         return theta0, phi, np.asarray(theta is not None)
 

@@ -387,6 +387,8 @@ class ManyFits:
                 message[ids[i]] = opt.MESSAGES[int(fits.status[i])]
             flat = fits.flat & ~fits.singular & fits.converged
             message[ids[flat]] = "the data do not determine all parameters"
+            limit = np.isinf(fits.phi).any(axis=1) & fits.converged & ~flat
+            message[ids[limit]] = f"no overdispersion: the {self._model.family.limit} limit"
             status[ids[piece.separated]] = SEPARATED
             message[ids[piece.separated]] = "the response looks separated: coefficients run off"
             singular[ids] = fits.singular

@@ -27,6 +27,7 @@ from ._precision import persistent_cache, x64
 from ._progress import progress
 from ._pyplot import pyplot
 from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_rows, information_by_cluster
+from .families import log_of
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -228,7 +229,7 @@ def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: f
     for term in model._design.terms:
         T = term.structure.host_factor(theta[term.theta])
         canonical[term.theta] = term.structure.theta_of(T * term.structure.flip(T))
-    return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else np.log(phi)])
+    return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else log_of(phi)])
 
 
 def _refits(
@@ -249,7 +250,7 @@ def _refits(
     each = (np.where(codes == j, 0.0, weights) for j in clusters)
     if m and (m >= BATCH_FROM if batched is None else batched):
         fits = fit_rows(model, "weights", each, m, limits, begin)
-        last = np.log(fits.sigma)[:, None] if model.is_linear else np.log(fits.phi)
+        last = np.log(fits.sigma)[:, None] if model.is_linear else log_of(fits.phi)
         moves = np.column_stack([fits.theta, fits.beta, last]) - base
         return names, moves, fits.converged
     moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
@@ -284,7 +285,10 @@ def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataF
     scores = made.cluster_scores(codes, len(labels))
     half = made.inverse @ scores
     # the deviance is twice the negative log-likelihood: scores and Hessian are both in its units
-    return pd.DataFrame(half @ half.T, made.names, made.names)
+    V = half @ half.T
+    if model.at_limit:
+        V[-1, -1] = np.inf  # held where it is
+    return pd.DataFrame(V, made.names, made.names)
 
 
 def _outermost(model: MixedModel) -> str:

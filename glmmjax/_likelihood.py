@@ -23,7 +23,7 @@ from ._pls import LOG_2PI, CrossProducts, cross_products, profile
 from ._precision import persistent_cache, x64
 from ._quadrature import CHUNK
 from ._symbolic import Plan
-from .families import Family
+from .families import Family, dispersions, log_of
 
 if TYPE_CHECKING:
     from .results import MixedModel
@@ -63,7 +63,7 @@ class Layout:
         t = sum(term.structure.n_theta for term in self.terms)
         theta, rest = x[:t], x[t + self.p :]
         sigma = jnp.exp(rest[0]) if self.linear else jnp.ones((), x.dtype)
-        phi = jnp.zeros((0,), x.dtype) if self.linear else jnp.exp(rest)
+        phi = jnp.zeros((0,), x.dtype) if self.linear else dispersions(rest)
         cov = []
         for term in self.terms:
             T = term.structure.factor(theta[term.theta])
@@ -192,7 +192,7 @@ class Likelihood:
             spread = [model._standard_errors, [1.0 / np.sqrt(2.0 * model.nobs)]]
         else:
             assert isinstance(problem, GeneralisedProblem)
-            self.x = np.concatenate([e.theta, e.beta, np.log(e.phi)])
+            self.x = np.concatenate([e.theta, e.beta, log_of(e.phi)])
             self.names = names + [f"log({n})" for n in model.family.phi_names]
             self._J = problem.scaling.jacobian(False)
             u = tuple(np.asarray(b) for b in e.u)
@@ -301,6 +301,7 @@ def sdcor_table(model: MixedModel) -> pd.DataFrame:
     correlation = np.array([f.name.startswith("cor_") for f in focals[:count]])
     likelihood = Likelihood(model, model.REML)
     joint = model.vcov(full=True).to_numpy()
+    joint = np.where(np.isfinite(joint), joint, 0.0)  # what has no finite variance is a value of its own
 
     with persistent_cache(), x64():
         J = np.asarray(_transformed_jacobian(likelihood.x, likelihood.layout))

@@ -38,7 +38,7 @@ from ._objective import products_at
 from ._parse import Bar, deparse, parse
 from ._pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
 from ._precision import persistent_cache, x64
-from .families import Family
+from .families import Family, dispersions
 from .links import Link
 from .results import NotSupportedError
 
@@ -341,7 +341,7 @@ def _sensitivities(params: Parameters, u: Blocked, design: Design, family: Famil
     t, p = design.n_theta, design.p
 
     def modes(x: Array) -> Blocked:
-        at = Parameters(x[:t], x[t : t + p], jnp.exp(x[t + p :]))
+        at = Parameters(x[:t], x[t : t + p], dispersions(x[t + p :]))
         return unspool(conditional_mode(at, design, u, family, False).u, factors(at.theta, design))
 
     x = jnp.concatenate([jnp.asarray(params.theta), jnp.asarray(params.beta), jnp.log(jnp.asarray(params.phi))])

@@ -401,6 +401,11 @@ def profile(
 
     if not model.is_linear and model.nAGQ == 0:
         raise NotSupportedError("nAGQ = 0 has no likelihood in (theta, beta) to profile; fit with nAGQ = 1")
+    if model.at_limit:
+        raise NotSupportedError(
+            f"{', '.join(model.phi.index)} is infinite, on the edge of the model, where no path starts; profile the "
+            f"fit with family={model.at_limit!r}, which has the same estimates"
+        )
     model = model.refit_ml()
     standard = standard_focals(model)
     if isinstance(which, Mapping):

@@ -277,7 +277,8 @@ def _parameters(params: Mapping[str, Any], frame: ModelData, family: Family) -> 
                 f"params[{key!r}] has {value.size} value{'' if value.size == 1 else 's'}, the model needs {count}: "
                 f"{listed}"
             )
-        if not np.isfinite(value).all() or (key in ("sigma", "phi") and (value <= 0.0).any()):
+        limit = np.isinf(value) & (key == "phi" and bool(family.limit))
+        if not (np.isfinite(value) | limit).all() or (key in ("sigma", "phi") and (value <= 0.0).any()):
             raise ValueError(f"params[{key!r}] must be finite{' and positive' if key in ('sigma', 'phi') else ''}")
         out[key] = value
     return out

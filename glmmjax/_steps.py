@@ -322,7 +322,8 @@ def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> d
         array = np.asarray(value, float).reshape(-1)
         if array.size != sizes[key]:
             raise ValueError(f"start[{name!r}] has {array.size} values, the model needs {sizes[key]}")
-        if not np.isfinite(array).all() or (key == "phi" and (array <= 0).any()):
+        infinite = np.isinf(array) & (key == "phi")  # as estimates may be: where the search begins is left to it
+        if not (np.isfinite(array) | infinite).all() or (key == "phi" and (array <= 0).any()):
             raise ValueError(f"start[{name!r}] must be finite{' and positive' if key == 'phi' else ''}")
         out[key] = array
     return out
@@ -330,7 +331,7 @@ def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> d
 
 def _speak(model: MixedModel, control: Control) -> None:
     """Say what should be said about the fit."""
-    from ._summary import convergence_problems, singular_sentence
+    from ._summary import convergence_problems, limit_sentence, singular_sentence
 
     problems = convergence_problems(model)
     if problems and control.check_grad != "ignore":
@@ -338,8 +339,8 @@ def _speak(model: MixedModel, control: Control) -> None:
             raise RuntimeError(problems[0])
         for text in problems:
             warn(text, ConvergenceWarning)
-    singular = singular_sentence(model)
-    if singular and control.check_singular != "ignore":
-        if control.check_singular == "error":
-            raise RuntimeError(singular)
-        warn(singular, ConvergenceWarning)
+    for text in (singular_sentence(model), limit_sentence(model)):  # on a boundary of the parameters
+        if text and control.check_singular != "ignore":
+            if control.check_singular == "error":
+                raise RuntimeError(text)
+            warn(text, ConvergenceWarning)

@@ -140,7 +140,9 @@ def count_distribution(model: MixedModel) -> Any:
             )
         if isinstance(family, Poisson):
             return stats.poisson(mu)
-        shape = float(model._estimates.phi[0]) if family.theta is None else family.theta
+        shape = float(family.shape(model._estimates.phi))
+        if shape > 1e8 * max(1.0, float(mu.max())):  # nothing is left of the difference, and 1 - p would round
+            return stats.poisson(mu)
         return stats.nbinom(shape, shape / (shape + mu))
     raise NotSupportedError(
         f"family {family.name} is known by its log density alone, without the distribution function that this needs"

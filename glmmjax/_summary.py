@@ -68,6 +68,17 @@ def singular_sentence(model: MixedModel) -> str:
     )
 
 
+def limit_sentence(model: MixedModel) -> str:
+    """That a dispersion is infinite, and which model that is; empty if none is."""
+    if not model.at_limit:
+        return ""
+    return (
+        f"the counts show no overdispersion: {', '.join(model.family.phi_names)} is infinite, where the "
+        f"{model.family.name} distribution is the {model.at_limit} one and these are its numbers; "
+        f"fit family={model.at_limit!r}"
+    )
+
+
 def messages(model: MixedModel) -> list[str]:
     """Notes about the data, then warnings about the fit."""
     singular = singular_sentence(model)
@@ -81,7 +92,8 @@ def messages(model: MixedModel) -> list[str]:
     if few:
         notes.append(f"fewer than 5 levels, variances are poorly determined: {', '.join(few)}")
     rough = model._approximation_note
-    return notes + convergence_problems(model) + ([singular] if singular else []) + ([rough] if rough else [])
+    about = [singular, limit_sentence(model), rough]
+    return notes + convergence_problems(model) + [text for text in about if text]
 
 
 def verdict(model: MixedModel) -> str:

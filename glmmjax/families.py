@@ -33,6 +33,81 @@ def _product(y: Array, log_value: Array) -> Array:
     return jnp.where(positive, y * jnp.where(positive, log_value, 0.0), 0.0)
 
 
+#: log of the largest dispersion that log densities are evaluated at, where a family with a limit has reached it
+LOG_PHI_MAX = 0.5 * float(np.log(np.finfo(float).max))
+
+
+def most_log_phi(dtype: Any) -> float:
+    """`LOG_PHI_MAX` of a precision."""
+    return 0.5 * float(np.log(float(jnp.finfo(dtype).max)))
+
+
+def dispersions(log_phi: Array) -> Array:
+    """exp(log_phi), held finite: its derivative is 0 at infinity, and not NaN."""
+    most = most_log_phi(log_phi.dtype)
+    return jnp.exp(jnp.where(log_phi < most, log_phi, most))
+
+
+def reported(log_phi: np.ndarray) -> np.ndarray:
+    """Dispersions as estimates have them: infinite from `LOG_PHI_MAX` on."""
+    finite: np.ndarray = np.exp(np.minimum(log_phi, LOG_PHI_MAX))
+    return np.where(log_phi < LOG_PHI_MAX, finite, np.inf)
+
+
+def log_of(phi: np.ndarray) -> np.ndarray:
+    """The inverse of `reported`."""
+    return np.minimum(np.log(phi), LOG_PHI_MAX)
+
+
+@jax.custom_jvp
+def _log1p_less(x: Array) -> Array:
+    """log(1 + x) - x to rounding, for x > -1."""
+    near = jnp.abs(x) < 0.1
+    small, large = jnp.where(near, x, 0.0), jnp.where(near, 1.0, x)
+    r = small / (2.0 + small)  # log(1 + x) = 2 artanh r
+    q, series = r * r, jnp.zeros_like(r)
+    for n in (13, 11, 9, 7, 5, 3):
+        series = (series + 2.0 / n) * q
+    return jnp.where(near, r * (series - small), jnp.log1p(large) - large)
+
+
+@_log1p_less.defjvp
+def _log1p_less_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _log1p_less(x), -x / (1.0 + x) * dx
+
+
+#: Stirling's series of log Gamma(x) in 1 / x, 1 / x^3, ...; from STIRLING_FROM on it is exact to rounding.
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+_STIRLING_FROM = 8
+
+
+def _stirling(x: Array) -> Array:
+    w = 1.0 / x
+    q, series = w * w, jnp.zeros_like(w)
+    for coefficient in reversed(_STIRLING):
+        series = series * q + coefficient
+    return series * w
+
+
+def log_rising(y: Array, phi: Array) -> Array:
+    """log Gamma(y + phi) - log Gamma(phi) - y log phi >= 0, the sum of log(1 + k / phi) over the integers k < y.
+
+    y (n,) >= 0, phi > 0 a scalar. Nothing of the size of phi log phi is formed, so that it vanishes as
+    y (y - 1) / (2 phi) for large phi, and its derivatives likewise.
+    """
+    low = phi < _STIRLING_FROM
+    base = jnp.where(low, phi + _STIRLING_FROM, phi)
+    x = y / base
+    value = base * _log1p_less(x) + (y - 0.5) * jnp.log1p(x) + (_stirling(base + y) - _stirling(base))
+    # Gamma(z + 1) = z Gamma(z) from phi up to the base; in two products, which cannot overflow
+    some = jnp.where(low, phi, 1.0)
+    factors = [1.0 + y / (some + k) for k in range(_STIRLING_FROM)]
+    products = [a * b * c * d for a, b, c, d in (factors[:4], factors[4:])]
+    below = y * jnp.log1p(_STIRLING_FROM / some) - jnp.log(products[0]) - jnp.log(products[1])
+    return value + jnp.where(low, below, 0.0)
+
+
 @dataclass(frozen=True)
 class Family:
     """Interface of a response distribution; arguments are elementwise arrays of shape (n,).
@@ -47,6 +122,8 @@ class Family:
     #: curvature of the Laplace approximation when the user does not choose one
     default_hessian: ClassVar[str] = "observed"
     links_offered: ClassVar[tuple[str, ...]] = ()
+    #: the family that this one becomes as its dispersion goes to infinity; "" if the density has no such limit
+    limit: ClassVar[str] = ""
 
     @property
     def phi_names(self) -> tuple[str, ...]:
@@ -76,6 +153,11 @@ class Family:
 
     def phi_start(self) -> tuple[float, ...]:
         return (1.0,) * len(self.phi_names)
+
+    def finite_start(self, phi: Any) -> np.ndarray:
+        """(n_phi,) dispersions to start a search at: where one is infinite the density is flat in it, and stays so."""
+        given, own = np.asarray(phi, float).reshape(-1), np.asarray(self.phi_start(), float)
+        return np.where(np.isfinite(given), given, own)
 
     def derivatives(self, y: Array, eta: Array, weights: Array, phi: Array) -> tuple[Array, Array, Array]:
         """Kernel, its first derivative and minus its second derivative in eta, per row."""
@@ -361,13 +443,14 @@ class NegativeBinomial(Family):
     """NB2 counts, Var = mu + mu^2 / phi; glmmTMB's nbinom2, MASS's negative.binomial(theta) with theta = phi.
 
     Args:
-        theta: phi where it is known, > 0; None to estimate it.
+        theta: phi where it is known, > 0, ``inf`` being the Poisson; None to estimate it.
         link: log (default), sqrt, identity or any `Link` into (0, inf).
     """
 
     theta: float | None = None
     link: Link = links.log
     name: ClassVar[str] = "negative.binomial"
+    limit: ClassVar[str] = "poisson"
     links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
 
     def __init__(self, theta: float | None = None, link: str | Link = "log") -> None:
@@ -381,26 +464,37 @@ class NegativeBinomial(Family):
         return ("phi",) if self.theta is None else ()
 
     def shape(self, phi: Any) -> Any:
-        """phi, given or estimated."""
+        """phi, given or estimated; may be infinite."""
         return phi[0] if self.theta is None else self.theta
 
+    def _finite_shape(self, phi: Array, like: Array) -> Array:
+        """phi, an infinite one as a number at which nothing is left of its inverse."""
+        shape, most = jnp.asarray(self.shape(phi), like.dtype), jnp.finfo(like.dtype).max ** 0.5
+        return jnp.where(shape < most, shape, most)
+
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
-        log_mu, shape = self.link.log_mu(eta), self.shape(phi)
-        # log(mu / (mu + phi)) and log(phi / (mu + phi)) through t = log mu - log phi
+        log_mu, shape = self.link.log_mu(eta), self._finite_shape(phi, eta)
+        # y log(mu / (1 + mu / phi)) - phi log(1 + mu / phi): the Poisson kernel and what vanishes with mu / phi
         t = log_mu - jnp.log(shape)
-        value = _product(y, t) - (y + shape) * links.softplus(t)
+        near = t < 0.0
+        mu = jnp.exp(jnp.where(near, log_mu, 0.0))
+        m = jnp.where(near, mu / shape, 0.0)
+        less, far = _log1p_less(m), links.softplus(jnp.where(near, 0.0, t))
+        value = _product(y, log_mu) - y * jnp.where(near, m + less, far)
+        value = value - jnp.where(near, mu + shape * less, shape * far)
         if self.theta is None:
-            value = value + gammaln(y + shape) - gammaln(shape)
+            value = value + log_rising(y, shape)
         return weights * value
 
     def constant(self, y: Array, weights: Array) -> Array:
-        theta = self.theta
         counts = -gammaln(y + 1.0)
-        return weights * (counts if theta is None else counts + gammaln(y + theta) - gammaln(theta))
+        if self.theta is not None:
+            counts = counts + log_rising(y, self._finite_shape(jnp.zeros(0), counts))
+        return weights * counts
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
         mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
-        return weights * slope * slope / (mu + mu * mu / self.shape(phi))
+        return weights * (slope / mu) * slope / (1.0 + mu / self.shape(phi))
 
     def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
         _check_counts(y, name, labels, "negative binomial")
@@ -410,18 +504,26 @@ class NegativeBinomial(Family):
         return y + jnp.where(y == 0.0, 1.0 / 6.0, 0.0)
 
     def variance(self, mu: Array, phi: Array) -> Array:
-        return mu + mu * mu / self.shape(phi)
+        return mu * (1.0 + mu / self.shape(phi))
 
     def deviance_contribution(self, y: Array, mu: Array, weights: Array, phi: Array) -> Array:
-        shape = self.shape(phi)
-        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - (y + shape) * jnp.log((y + shape) / (mu + shape)))
+        shape = self._finite_shape(phi, mu)
+        away = (y - mu) / (mu + shape)
+        near = jnp.abs(away) < 0.5  # then the Poisson deviance and what vanishes with 1 / phi
+        small = jnp.where(near, away, 0.0)
+        poisson = (y - mu) * (1.0 + small) + (y + shape) * _log1p_less(small)
+        rest = jnp.where(near, poisson, (y + shape) * jnp.log1p(jnp.where(near, 0.0, away)))
+        return 2.0 * weights * (xlogy(y, y) - xlogy(y, mu) - rest)
 
     def simulate(
         self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
     ) -> np.ndarray:
         self._unweighted(weights)
         mu, shape = self._mean_within(eta, 0.0, np.inf), float(self.shape(phi))
-        return rng.negative_binomial(shape, shape / (shape + mu))
+        if shape < 1e6:
+            return rng.negative_binomial(shape, shape / (shape + mu))
+        # the probability above would round; the mixture that it stands for does not
+        return rng.poisson(mu if np.isinf(shape) else mu * (rng.standard_gamma(shape, mu.shape) / shape))
 
     def __str__(self) -> str:
         return f"{'nbinom2' if self.theta is None else f'negative.binomial({self.theta:g})'} ({self.link.name})"

@@ -320,6 +320,11 @@ class MixedModel:
         return [names[i] for i in self._estimates.ridge]
 
     @property
+    def at_limit(self) -> str:
+        """The family whose numbers these are where a dispersion is infinite, such as "poisson"; else ""."""
+        return self.family.limit if np.isinf(self._estimates.phi).any() else ""
+
+    @property
     def ngrps(self) -> dict[str, int]:
         """Grouping factor -> number of levels."""
         return {labels.group: len(labels.levels) for labels in self._data.terms}

@@ -238,7 +238,8 @@ class DenseLaplace:
         elif family == "poisson":
             constant = -w * special.gammaln(y + 1)
         else:
-            constant = w * (special.gammaln(y + shape) - special.gammaln(shape) - special.gammaln(y + 1))
+            rising = special.gammaln(y + shape) - special.gammaln(shape) - y * np.log(shape)
+            constant = w * (rising - special.gammaln(y + 1))
         self.constant = float(constant.sum())
 
     def scaled_Z(self, theta: np.ndarray) -> np.ndarray:
@@ -269,7 +270,7 @@ class DenseLaplace:
         else:
             r = self.shape
             V, dV = mu + mu * mu / r, 1.0 + 2.0 * mu / r
-            log_f = np.where(y > 0, y * (log_mu - np.log(r)), 0.0) - (y + r) * np.log1p(mu / r)
+            log_f = np.where(y > 0, y * log_mu, 0.0) - (y + r) * np.log1p(mu / r)
         expected = a * d1 * d1 / V
         slope = d2 / V - d1 * d1 * dV / (V * V)
         return a * log_f, a * (y - mu) * d1 / V, expected - a * (y - mu) * slope, expected
