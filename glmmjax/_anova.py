@@ -560,6 +560,8 @@ class WaldTest:
 def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None) -> WaldTest:
     """See `MixedModel.wald_test`."""
     names = list(model._data.x_names)
+    if not names:
+        raise ValueError("the model has no fixed effects to test")
     if isinstance(L, str) or (isinstance(L, Sequence) and L and all(isinstance(part, str) for part in L)):
         text = L if isinstance(L, str) else ", ".join(L)
         labels, matrix, own = parse_hypotheses(text, names)

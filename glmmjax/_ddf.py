@@ -457,8 +457,8 @@ def _problem(model: MixedModel) -> LinearProblem:
     return problem
 
 
-def _method(model: MixedModel, ddf: str) -> _Method:
-    """What a method knows of a model; kept, as summary and tables share it."""
+def _checked(model: MixedModel, ddf: str) -> str:
+    """The method's name, of a model that it is for."""
     name = ddf.lower() if isinstance(ddf, str) else ddf
     if name not in METHODS:
         raise ValueError(f"ddf must be {' or '.join(map(repr, METHODS))}, got {ddf!r}")
@@ -467,6 +467,12 @@ def _method(model: MixedModel, ddf: str) -> _Method:
             f"denominator degrees of freedom ({METHODS[name]}) are defined for linear mixed models only; "
             "the tests of a generalised model are asymptotic: use summary() without ddf, or anova(m1, m2)"
         )
+    return name
+
+
+def _method(model: MixedModel, ddf: str) -> _Method:
+    """What a method knows of a model; kept, as summary and tables share it."""
+    name = _checked(model, ddf)
     if not model._design.p:
         raise ValueError("the model has no fixed effects to test")
     made = _MADE.setdefault(model, {})
@@ -490,6 +496,9 @@ def coefficient_table(model: MixedModel, ddf: str) -> pd.DataFrame:
     Returns:
         estimate, std_error (Kenward-Roger: the adjusted one), df, statistic (t), p_value by coefficient.
     """
+    _checked(model, ddf)
+    if not model._design.p:
+        return pd.DataFrame({name: np.zeros(0) for name in ("estimate", "std_error", "df", "statistic", "p_value")})
     from scipy.special import stdtr
 
     method = _method(model, ddf)

@@ -227,6 +227,16 @@ def _join(own: Sequence[Any], shared: Sequence[Any], key: tuple[Any, tuple[bool,
     return jax.tree.unflatten(key[0], [next(mine) if flag else next(others) for flag in key[1]])
 
 
+def _in_lanes(one: Any, tree: Any, lanes: int) -> Any:
+    """`one` of every dataset of a block, so many at a time (`jax.lax.map` of batches, which refuses empty arrays)."""
+
+    def split(a: Array) -> Array:
+        return a.reshape(a.shape[0] // lanes, lanes, *a.shape[1:])
+
+    out = jax.lax.map(jax.vmap(one), jax.tree.map(split, tree))
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] * lanes, *a.shape[2:]), out)
+
+
 def _begin(
     own: list[Array], shared: list[Array], theta: Array, phi: Array, fixed: Array, *, kind: Kind, key: Any, lanes: int
 ) -> tuple[Any, Start]:
@@ -236,7 +246,7 @@ def _begin(
         extra, start = kind.begin(_join(own, shared, key), theta, phi, fixed)
         return extra, jax.tree.map(jnp.asarray, start)
 
-    return jax.lax.map(one, own, batch_size=lanes)
+    return _in_lanes(one, own, lanes)
 
 
 class _Slots(NamedTuple):
@@ -317,7 +327,7 @@ def _search(
 
 def _more(own: list[Array], shared: list[Array], x: Array, *, kind: Kind, key: Any, lanes: int) -> Array:
     """`Kind.more` of all datasets of a block, at x (N, P)."""
-    return jax.lax.map(lambda both: kind.more(both[1], _join(both[0], shared, key)), (own, x), batch_size=lanes)
+    return _in_lanes(lambda both: kind.more(both[1], _join(both[0], shared, key)), (own, x), lanes)
 
 
 class _Programs(NamedTuple):

@@ -215,6 +215,8 @@ def one_inverse(A: Array) -> tuple[Array, Array]:
     program without LAPACK does not need SciPy, whose import takes JAX a tenth of a second.
     """
     k = A.shape[0]
+    if not k:
+        return A, jnp.zeros((), A.dtype)
     if k <= _SWEEP:
         swept, logdet = jax.lax.fori_loop(0, k, _sweep, (A, jnp.zeros((), A.dtype)))
         return -swept, logdet

@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from ._errors import DataError
-from ._parse import names_in
+from ._parse import Call, Name, Node, base_name, names_in, strip_parens, walk
 from ._precision import x64
 
 if TYPE_CHECKING:
     from .results import MixedModel
 
+#: Functions whose values are levels for a column of numbers.
+TO_FACTOR = ("factor", "as.factor", "ordered", "as.ordered", "as.character")
 ADJUSTMENTS = ("tukey", "holm", "bonferroni", "none")
 
 
@@ -92,12 +94,17 @@ def marginal_means(
         raise ValueError(f"level must be between 0 and 1, got {level!r}")
     names = [by] if isinstance(by, str) else list(by)
     values = _values(model, dict(at or {}))
+    if not values:
+        raise ValueError("marginal_means needs variables among the fixed effects, and the model has none there")
     for name in names:
         if name not in values:
             raise ValueError(f"{name!r} is not a variable of the fixed effects; these are: {', '.join(values)}")
     grid = pd.DataFrame(list(product(*values.values())), columns=list(values))
-    with x64():
-        X, offset = model._data.matrix_for(grid, _no_offset(model, len(grid)))
+    try:
+        with x64():
+            X, offset = model._data.matrix_for(grid, _no_offset(model, len(grid)))
+    except DataError as refused:  # at the mean of a number that a function makes a factor of
+        raise DataError(f"{refused}: give the values to average over by at={{...}}") from None
     shift = np.zeros(len(grid)) if offset is None else np.asarray(offset)
     groups = grid.groupby(names, sort=False, observed=True).indices
     keys = list(groups)
@@ -128,6 +135,7 @@ def _values(model: MixedModel, at: dict[str, Any]) -> dict[str, list[Any]]:
     """Values on the grid of each column that the fixed effects or offsets use: levels, or the mean of numbers."""
     data = model._data
     nodes = [*data._fixed.terms.variables, *data.formula.offsets]
+    factors = {name for node in nodes for name in _made_factors(node)}
     table = model._spec.arguments["data"]
     out: dict[str, list[Any]] = {}
     for node in nodes:
@@ -145,6 +153,8 @@ def _values(model: MixedModel, at: dict[str, Any]) -> dict[str, list[Any]]:
             elif isinstance(dtype, pd.CategoricalDtype):
                 present = set(rows)
                 out[name] = [v for v in dtype.categories if v in present]
+            elif name in factors:
+                out[name] = sorted(set(rows))
             elif pd.api.types.is_numeric_dtype(rows.infer_objects()) and not pd.api.types.is_bool_dtype(rows):
                 out[name] = [float(pd.to_numeric(rows).mean())]
             else:
@@ -153,6 +163,13 @@ def _values(model: MixedModel, at: dict[str, Any]) -> dict[str, list[Any]]:
     if unknown:
         raise ValueError(f"at names {unknown[0]!r}, which is not a variable of the fixed effects: {', '.join(out)}")
     return out
+
+
+def _made_factors(node: Node) -> set[str]:
+    """Columns that an expression makes factors of, as ``factor(year)`` does."""
+    calls = (part for part in walk(node) if isinstance(part, Call) and base_name(part.func) in TO_FACTOR)
+    inner = (strip_parens(arg) for call in calls for label, arg in call.args if label in (None, "", "x"))
+    return {arg.name for arg in inner if isinstance(arg, Name)}
 
 
 def _estimates(

@@ -435,7 +435,7 @@ def _implicit_rule(
             information = information - outer_sum(a, s).sum(0)
             dg_beta = dg_beta - (s * x[..., None]).sum((0, 1))
         information, dg_beta = over_devices((information, dg_beta), design)
-        dbeta = jax.scipy.linalg.solve(information, dg_beta, assume_a="pos")
+        dbeta = jax.scipy.linalg.solve(information, dg_beta, assume_a="pos") if design.p else dg_beta
         du = tuple(a[..., 0] - (s * dbeta).sum(-1) for a, s in zip(Hg, HB, strict=True))
     else:
         du = tuple(x[..., 0] for x in solve(factor, rhs, plan))

@@ -144,7 +144,7 @@ class _Resampled(Layout):
 
             def chosen(values: np.ndarray) -> np.ndarray:
                 """Columns of the grid (repeats, m, ...)."""
-                grid = values.reshape(-1, m, *values.shape[1:])
+                grid = values.reshape(values.shape[0] // m, m, *values.shape[1:])
                 return np.ascontiguousarray(np.moveaxis(grid[:, draws], 1, 0)).reshape(B, self.n, *values.shape[1:])
 
             level = self.template.level[0]

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import gammaln, xlogy
 
+from . import _arguments as arguments
 from . import links
 from ._errors import DataError
 from .links import Link
@@ -535,8 +536,8 @@ class Custom(Family):
 
     Args:
         logpdf: ``logpdf(y, eta, aux)`` -> log density per row, written with jax.numpy. `aux` is a dict
-            of the parameters below and ``aux["weights"]`` (trials or prior weights, ones by default),
-            which `logpdf` applies itself.
+            of the parameters below and ``aux["weights"]`` (trials or prior weights, ones by default). A `logpdf` that
+            uses these applies them itself; the values of one that does not are multiplied by them.
         link: name or `Link`; used for fitted values and `predict(type="response")` only.
         aux: name -> starting value of each extra *positive* parameter, estimated jointly on the log
             scale. For a parameter on the whole line write ``jnp.log(aux["k"])`` in `logpdf`.
@@ -544,11 +545,16 @@ class Custom(Family):
             predictors (n, s), and `aux` as above with weights (n, 1).
 
     The Laplace approximation uses the observed information, found by differentiation.
+
+    Raises:
+        TypeError, ValueError: what is wrong with logpdf, found by tracing it: its arguments, NumPy instead of
+            jax.numpy, one number for all rows.
     """
 
     logpdf: Callable[[Array, Array, Mapping[str, Array]], Array]
     link: Link
     aux: tuple[tuple[str, float], ...]
+    weighs: bool = field(compare=False)  # whether logpdf uses the weights
     sampler: Callable[[np.random.Generator, np.ndarray, Mapping[str, Any]], Any] | None = field(compare=False)
     name: ClassVar[str] = "custom"
 
@@ -559,19 +565,33 @@ class Custom(Family):
         aux: Mapping[str, float] | None = None,
         sampler: Callable[[np.random.Generator, np.ndarray, Mapping[str, Any]], Any] | None = None,
     ) -> None:
-        items = tuple((str(k), float(v)) for k, v in (aux or {}).items())
-        for key, value in items:
-            if not value > 0.0 or not np.isfinite(value):
+        if aux is not None and not isinstance(aux, Mapping):
+            raise TypeError(f"aux must be a dict of names and starting values, got {arguments.shown(aux)}")
+        for key, value in (aux or {}).items():
+            if not isinstance(key, str):
+                raise TypeError(f"aux must have texts as names, got {arguments.shown(key)}")
+            try:
+                arguments.number(value, "value", 0.0)
+            except ValueError:
                 raise ValueError(
                     f"aux[{key!r}] must start at a positive number, got {value!r}: extra parameters are estimated "
                     "on the log scale; for one on the whole line use jnp.log(aux[...]) in logpdf"
-                )
+                ) from None
             if key == "weights":
                 raise ValueError("aux['weights'] is filled with the prior weights; choose another name")
+        items = tuple((k, float(v)) for k, v in (aux or {}).items())
+        if sampler is not None:
+            arguments.function(sampler, "sampler")
+        numbers = {**dict.fromkeys((k for k, _ in items), 0), "weights": 1}
+        like = ("y", 1), ("eta", 1), numbers
+        used = arguments.of_rows(logpdf, "logpdf", like, ", the log density of that row")
+        if not used[1]:
+            raise ValueError("logpdf(y, eta, aux) does not depend on eta, the linear predictor")
         object.__setattr__(self, "logpdf", logpdf)
         object.__setattr__(self, "link", links.get(link))
         object.__setattr__(self, "aux", items)
         object.__setattr__(self, "sampler", sampler)
+        object.__setattr__(self, "weighs", used[2 + sorted(numbers).index("weights")])
 
     @property
     def phi_names(self) -> tuple[str, ...]:
@@ -583,7 +603,8 @@ class Custom(Family):
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         aux = {name: phi[i] for i, name in enumerate(self.phi_names)}
         # rows of weight 0 are not there, whatever the user's function makes of it
-        return jnp.where(weights > 0.0, self.logpdf(y, eta, {**aux, "weights": weights}), 0.0)
+        value = jnp.where(weights > 0.0, self.logpdf(y, eta, {**aux, "weights": weights}), 0.0)
+        return value if self.weighs else weights * value
 
     def simulate(
         self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
@@ -592,6 +613,8 @@ class Custom(Family):
             raise NotImplementedError(
                 "a log density alone cannot be drawn from: give the family sampler=f with f(rng, eta, aux) -> responses"
             )
+        if not self.weighs:
+            self._unweighted(weights)
         aux = {name: float(phi[i]) for i, name in enumerate(self.phi_names)}
         drawn = np.asarray(self.sampler(rng, eta, {**aux, "weights": weights[:, None]}))
         if drawn.shape != eta.shape:
@@ -601,8 +624,8 @@ class Custom(Family):
 
 def _offered(link: str | Link, family: Family) -> Link:
     if isinstance(link, Link):
-        return link
-    if link not in links.LINKS or link not in family.links_offered:
+        return links.get(link)
+    if not isinstance(link, str) or link not in links.LINKS or link not in family.links_offered:
         raise ValueError(
             f"link {link!r} is not available for the {family.name} family; it offers "
             f"{', '.join(family.links_offered)}, or any gj.Link object"

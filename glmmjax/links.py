@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from ._arguments import function, of_rows, text
 
 Fn = Callable[[Array], Array]
 
@@ -36,6 +39,12 @@ class Link:
     link: Fn | None = None
     log_mean: Fn | None = None
     log1m_mean: Fn | None = None
+
+    def __post_init__(self) -> None:
+        text(self.name, "name")
+        for name in ("inverse", "link", "log_mean", "log1m_mean"):
+            if name == "inverse" or getattr(self, name) is not None:
+                function(getattr(self, name), name)
 
     def log_mu(self, eta: Array) -> Array:
         """log of the mean, elementwise."""
@@ -202,16 +211,28 @@ LINKS: dict[str, Link] = {
 }
 
 
+@cache
+def _check(link: Link) -> None:
+    """Refuse a user's link whose functions are not elementwise ones of JAX."""
+    for name in ("inverse", "link", "log_mean", "log1m_mean"):
+        given = getattr(link, name)
+        if given is not None:
+            of_rows(given, name, (("mu" if name == "link" else "eta", 1),))
+
+
 def get(link: str | Link) -> Link:
     """The link object for a name such as ``"probit"``; a `Link` is returned as it is.
 
     Raises:
-        ValueError: unknown name (the message lists the known ones).
+        ValueError: unknown name (the message lists the known ones). TypeError, ValueError: a user's function that is
+            not elementwise, or not written with jax.numpy.
     """
     if isinstance(link, Link):
+        if link is not LINKS.get(link.name):
+            _check(link)
         return link
     try:
         return LINKS[link]
-    except KeyError:
+    except (KeyError, TypeError):
         known = ", ".join(LINKS)
         raise ValueError(f"unknown link {link!r}; known links: {known}, or gj.Link(name, inverse=f)") from None

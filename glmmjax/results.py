@@ -1100,11 +1100,14 @@ class MixedModel:
             newresp: (n,) response in the units of the fit's. For the binomial with the fit's trials: integers are
                 numbers of successes, floats are proportions, two columns are successes and failures; for a
                 response that was a factor its labels are taken too.
+
+        Raises:
+            DataError: what a fit to this response would refuse: another length, missing values, a constant, values that
+                the family cannot have, a response that the fixed effects of a linear model fit exactly.
         """
         from ._glmer import refit
-        from ._simulate import as_response
 
-        return refit(self, as_response(self, newresp))
+        return refit(self, newresp)
 
     def refit_many(self, responses: Any) -> pd.DataFrame:
         """The same model fitted to each column of `responses` (n, B), without recompilation.
@@ -1144,13 +1147,16 @@ class MixedModel:
 
         return Summary(self, correlation, ddf)
 
-    def tidy(self, level: float = 0.95, ddf: str | None = None) -> pd.DataFrame:
+    def tidy(self, level: float = 0.95, ddf: str | None = "satterthwaite") -> pd.DataFrame:
         """broom.mixed's tidy table: effect, group, term, estimate, std_error, statistic, p_value, interval.
 
-        A linear model has p-values if `ddf` is given, see `coefficients`; its intervals are normal.
+        Args:
+            level: of the intervals, which are normal.
+            ddf: of the p-values of a linear model, as `coefficients`; None leaves them out. The default gives those of
+                `pvalues`, and is nothing to a generalised model.
         """
         ci = self.confint(level=level).to_numpy()
-        table = self.coefficients(ddf)
+        table = self.coefficients(None if ddf == "satterthwaite" and not self.is_linear else ddf)
         fixed = pd.DataFrame(
             {
                 "effect": "fixed",
@@ -1173,7 +1179,8 @@ class MixedModel:
             name = f"sd__{first}" if single else f"cor__{first}.{r['var2']}"
             rows.append({"effect": "ran_pars", "group": r["grp"], "term": name, "estimate": r["sdcor"]})
         random = pd.DataFrame(rows).reindex(columns=fixed.columns)
-        return pd.concat([fixed.astype({"group": object}), random.astype(fixed.dtypes.to_dict())], ignore_index=True)
+        texts = dict.fromkeys(("effect", "group", "term"), object)
+        return pd.concat([fixed.astype(texts), random.astype({**fixed.dtypes.to_dict(), **texts})], ignore_index=True)
 
     def messages(self) -> list[str]:
         """Notes and warnings about the data and the fit, one sentence each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -383,6 +384,56 @@ def test_custom_with_dispersion() -> None:
     assert abs(dense[2] - dense[0]) / 0.02 < 0.02 * curvature  # third derivatives only
     full = m.vcov(full=True)
     assert full.index[-1] == "log(size)" and full.shape == (4, 4)
+
+
+def logistic_kernel(y: Any, eta: Any, aux: Any) -> Any:
+    return y * eta - jnp.logaddexp(0.0, eta)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_multiply_a_density_that_does_not_use_them(compiled: bool, cbpp: Any) -> None:
+    """With trials as weights that is the binomial without its coefficients."""
+    family = families.Custom(jax.jit(logistic_kernel) if compiled else logistic_kernel, "logit")
+    m, s, f = gj.glmer(CBPP, cbpp, family), cbpp["incidence"], cbpp["size"] - cbpp["incidence"]
+    coefficients = special.gammaln(s + f + 1) - special.gammaln(s + 1) - special.gammaln(f + 1)
+    assert m.objective - 2.0 * coefficients.sum() == pytest.approx(184.052563743, abs=2e-8)  # lme4, tight
+    assert_close(m.beta, [-1.39853, -0.99233, -1.12867, -1.58031], atol=2e-5)
+    with pytest.raises(NotImplementedError, match="prior weights multiply"):
+        sampled = families.Custom(logistic_kernel, "logit", sampler=lambda rng, eta, aux: rng.random(eta.shape))
+        gj.glmer(CBPP, cbpp, sampled).simulate(1)
+
+
+@pytest.mark.parametrize(
+    ("logpdf", "error", "match"),
+    [
+        (lambda y, eta, aux: 0.0, ValueError, "one number for all rows.*log density of that row"),
+        (lambda y, eta, aux: (y * eta).sum(), ValueError, "one number for all rows"),
+        (lambda y, eta, aux: y[:, None] * eta, ValueError, r"returns shape \(7, 7\) for 7 rows"),
+        (lambda y, eta, aux: None, ValueError, "returns None"),
+        (lambda y, eta, aux: (y, eta), ValueError, "must return one number per row"),
+        (lambda y, eta, aux: y > eta, ValueError, "numbers of type bool"),
+        (lambda y, eta, aux: 2.0 * y, ValueError, "does not depend on eta"),
+        (lambda y, eta, aux: eta * aux["k"], ValueError, r"reads aux\['k'\], which is not there; aux has 'weights'"),
+        (lambda y, eta: y * eta, TypeError, r"called as logpdf\(y, eta, aux\)"),
+        (lambda y, eta, aux: np.log(eta), TypeError, "uses NumPy.*write it with jax.numpy"),
+        (lambda y, eta, aux: stats.norm.logpdf(eta), TypeError, "uses NumPy, SciPy"),
+        (lambda y, eta, aux: math.log(eta), TypeError, "needs values that it cannot have"),
+        (lambda y, eta, aux: y if eta > 0 else eta, TypeError, "needs values that it cannot have.*jnp.where"),
+        ("logit", TypeError, "logpdf must be a function, got 'logit'"),
+    ],
+)
+def test_a_log_density_that_cannot_be_used(logpdf: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        families.Custom(logpdf)
+
+
+def test_a_link_that_cannot_be_used() -> None:
+    with pytest.raises(TypeError, match="inverse.eta. uses NumPy"):
+        families.Poisson(links.Link("mine", np.exp))
+    with pytest.raises(ValueError, match="inverse.eta. returns one number"):
+        families.Custom(logistic_kernel, links.Link("mine", lambda eta: jnp.exp(eta).sum()))
+    with pytest.raises(TypeError, match="link must be a function, got 3"):
+        links.Link("mine", jnp.exp, 3)  # type: ignore[arg-type]
 
 
 def test_user_link_equals_logit(cbpp: Any) -> None:

@@ -340,7 +340,7 @@ def test_summary(sleep: gj.MixedModel) -> None:
     frame = sleep.VarCorr().to_frame()
     assert frame["grp"].tolist() == ["Subject"] * 3 + ["Residual"]
     assert frame["sdcor"].iloc[-1] == sleep.sigma
-    tidy = sleep.tidy()
+    tidy = sleep.tidy(ddf=None)
     assert tidy["term"].iloc[-1] == "sd__Observation" and tidy["p_value"].isna().all()
     assert sleep.hatvalues().between(0.0, 1.0).all()
     assert (sleep.tvalues == sleep.zvalues).all()

@@ -182,3 +182,19 @@ def test_refusals() -> None:
         cbpp().marginal_means("period", ddf="satterthwaite")
     with pytest.raises(ValueError, match="adjust must be one of"):
         cbpp().marginal_means("period").pairs("fdr")
+
+
+def test_means_of_numbers_made_factors() -> None:
+    """factor(year) has the levels of a factor column, and beside it other numbers are at their mean."""
+    data = load_data("sleepstudy")
+    data["d"] = (data["Days"] > 4).astype(int) + 2000
+    made = gj.lmer("Reaction ~ factor(d) * Days + (1 | Subject)", data)
+    column = gj.lmer("Reaction ~ e * Days + (1 | Subject)", data.assign(e=data["d"].astype(str)))
+    mine, theirs = made.marginal_means("d"), column.marginal_means("e")
+    assert list(mine.frame["d"]) == [2000, 2001]
+    assert_close(mine.frame["estimate"], theirs.frame["estimate"], rtol=1e-9)
+    assert_close(mine.pairs()["std_error"], theirs.pairs()["std_error"], rtol=1e-7)
+    where = gj.lmer("Reaction ~ factor(Days * 2) + (1 | Subject)", data)
+    with pytest.raises(DataError, match="levels that were not in the fit.*at="):
+        gj.lmer("Reaction ~ factor(Days + 0) + (1 | Subject)", data[data["Days"] != 4]).marginal_means("Days")
+    assert_close(where.marginal_means("Days", at={"Days": [0]}).frame["estimate"], where.fixef.iloc[[0]], rtol=1e-9)

@@ -219,3 +219,12 @@ def test_families_without_a_distribution_function():
         quantile_residuals(halves, 0)
     with pytest.raises(ValueError, match="'response' or 'quantile', got 'student'"):
         m.residuals("student")
+
+
+def test_the_null_model_has_the_rows_of_the_fit():
+    """A covariate that is missing in one row: as without that row."""
+    data = load_data("cbpp").assign(x=np.r_[np.nan, np.arange(55.0)])
+    formula = "incidence ~ x + offset(log(size)) + (1 | herd)"
+    whole, part = gj.glmer(formula, data, "poisson"), gj.glmer(formula, data[1:], "poisson")
+    pd.testing.assert_series_equal(whole.r2(), part.r2(), rtol=1e-9)
+    pd.testing.assert_series_equal(whole.icc(), part.icc(), rtol=1e-9)
