@@ -23,6 +23,7 @@ import pandas as pd
 from . import _optimise as opt
 from ._batch import Many
 from ._design import design_arrays
+from ._errors import DataError
 from ._fit import FAR, Problem
 from ._fit_glmm import GeneralisedProblem
 from ._fit_lmm import LinearProblem
@@ -314,16 +315,24 @@ def _of_statistic(
     observed = named(statistic(model))
     rows, failed, singular = [], [], 0
     for i, y in enumerate(progress(draw_responses(model, nsim, seed, kind), "bootstrap")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # counted here
-            m = model.refit(y)
-        if not m.converged:
+        m = refitted(model, y)
+        if m is None or not m.converged:
             failed.append(i)
             rows.append(pd.Series(np.nan, observed.index))
             continue
         singular += m.is_singular
         rows.append(named(statistic(m)))
     return Bootstrap(kind, seed, pd.DataFrame(rows).reset_index(drop=True), observed, tuple(failed), singular)
+
+
+def refitted(model: MixedModel, y: np.ndarray) -> MixedModel | None:
+    """The fit to a simulated response, without its warnings; None where it cannot be fitted (a constant)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return model.refit(y)
+        except DataError:
+            return None
 
 
 def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
@@ -335,7 +344,10 @@ def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
     for i in progress(range(table.shape[1]), "refits"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said in the columns
-            m = model.refit(table.iloc[:, i])
+            try:
+                m = model.refit(table.iloc[:, i])
+            except DataError as error:
+                raise DataError(f"response {table.columns[i]!r}: {error}") from None
         values = dict(zip(names, natural_values(m), strict=True))
         errors = {f"se_{k}": v for k, v in m.bse.items()}
         rows.append({**values, **errors, "loglik": m.loglik, "converged": m.converged, "singular": m.is_singular})

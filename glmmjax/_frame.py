@@ -690,8 +690,7 @@ def _finish_response(
     if response.kind == "cbind":
         trials = first + values[deparse(response.columns[1])]
         y = first / trials
-        if y.min() == y.max() and y[0] in (0.0, 1.0):
-            raise DataError(f"the response is constant: all trials are {'successes' if y[0] else 'failures'}")
+        refuse_constant(y, "cbind", label, None)
         return y, trials, "cbind", None
     if response.kind == "binary":
         factor = drop_unused(first)
@@ -701,13 +700,33 @@ def _finish_response(
                 "a model needs a numeric response or one with two levels"
             )
         y = factor.codes.astype(np.float64)
-        if len(factor.levels) < 2 or y.min() == y.max():
-            only = factor.levels[int(factor.codes[0])]
-            raise DataError(f"the response '{label}' is constant: every row is '{only}'")
+        refuse_constant(y, "binary", label, factor.levels)
         return y, None, "binary", (factor.levels[0], factor.levels[1])
-    if first.min() == first.max():
-        raise DataError(f"the response '{label}' is constant: every row is {format_number(float(first[0]))}")
+    refuse_constant(first, "numeric", label, None)
     return copied(first), None, "numeric", None
+
+
+def refuse_constant(y: Float, kind: str, label: str, levels: Sequence[str] | None) -> None:
+    """Raise DataError for a response that is the same in every row.
+
+    Args:
+        kind: as `ModelData.response_kind`; with "cbind" proportions may be equal inside (0, 1).
+        levels: of a response that was a factor.
+    """
+    if y.min() != y.max() or (kind == "cbind" and y[0] not in (0.0, 1.0)):
+        return
+    if kind == "cbind":
+        raise DataError(f"the response is constant: all trials are {'successes' if y[0] else 'failures'}")
+    only = format_number(float(y[0])) if levels is None else f"'{levels[int(y[0])]}'"
+    raise DataError(f"the response '{label}' is constant: every row is {only}")
+
+
+def refuse_one_level(name: str, levels: Sequence[str]) -> None:
+    """Raise DataError for a grouping factor with a single level."""
+    if len(levels) < 2:
+        raise DataError(
+            f"grouping factor '{name}' has only one level ('{levels[0]}'); it needs at least 2, or remove the term"
+        )
 
 
 def _random_terms(
@@ -739,11 +758,7 @@ def _random_terms(
         name = bar.group_name
         if name not in groups:
             factor, spec = grouping(bar.group)
-            if len(factor.levels) < 2:
-                raise DataError(
-                    f"grouping factor '{name}' has only one level ('{factor.levels[0]}'); "
-                    "it needs at least 2, or remove the term"
-                )
+            refuse_one_level(name, factor.levels)
             labels = np.array(factor.levels, dtype=object)
             groups[name] = factor, spec, copied(factor.codes, np.int32), labels
         _, spec, level, labels = groups[name]

@@ -12,7 +12,7 @@ from ._control import Control, as_control, unknown_argument
 from ._covariance import Unstructured
 from ._design import Design, design_arrays
 from ._errors import DataError
-from ._frame import ModelData, build
+from ._frame import ModelData, build, refuse_constant
 from ._objective import resolve_hessian
 from ._precision import x64
 from ._quadrature import check_nodes
@@ -180,8 +180,7 @@ def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
     if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
         what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
         raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
-    weights = None if frame.weights is None and frame.trials is None else np.asarray(made.weights)
-    notes = family.check_response(np.asarray(made.y), weights, frame.response_name, frame.row_index)
+    notes = check_response(frame, made, family)
     n = made.n
     for term in frame.terms:
         q = len(term.levels) * len(term.names)
@@ -191,6 +190,12 @@ def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
                 "covariance cannot be estimated; drop columns from it or use a factor with fewer levels"
             )
     return made, list(notes)
+
+
+def check_response(frame: ModelData, made: Design, family: Family) -> list[str]:
+    """Raise DataError for responses that the family cannot have; notes for the user."""
+    weights = None if frame.weights is None and frame.trials is None else np.asarray(made.weights)
+    return family.check_response(np.asarray(made.y), weights, frame.response_name, frame.row_index)
 
 
 def frame_design(frame: ModelData) -> Design:
@@ -222,17 +227,23 @@ def split_message(frame: ModelData) -> None:
 
 def refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
+    from ._simulate import as_response
+
     spec, frame, made = model._spec, model._data, model._design
-    y = np.asarray(newresp, dtype=float).reshape(-1)
-    if y.size == frame.keep.size and y.size != frame.nobs:
-        y = y[frame.keep]
-    if y.size != frame.nobs:
-        raise DataError(f"the new response has {y.size} values, the fit has {frame.nobs} rows")
+    y = np.ascontiguousarray(as_response(model, newresp), float)
     if not np.isfinite(y).all():
         raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
-    spec.family.check_response(y, np.asarray(made.weights), frame.response_name, frame.row_index)
+    refuse_constant(y, frame.response_kind, frame.response_name, frame.response_levels)
+    if spec.REML is None:
+        stale = check_response(frame, made, spec.family)
+        frame = replace(frame, y=y, notes=tuple(note for note in frame.notes if note not in stale))
+        frame = replace(frame, notes=(*frame.notes, *check_response(frame, replace(made, y=y), spec.family)))
+    else:
+        from ._lmer import check_response as check_linear
+
+        check_linear(model, y)
     with x64():
-        problem = model._problem.with_rows("y", np.ascontiguousarray(y))
+        problem = model._problem.with_rows("y", y)
         return fit_problem(spec, replace(frame, y=y), problem, None)
 
 

@@ -107,10 +107,21 @@ def as_response(model: MixedModel, newresp: Any) -> np.ndarray:
     """A new response on the scale of the design's y; the rule of `MixedModel.refit`."""
     data, design = model._data, model._design
     values = plain(data.on_rows(newresp, "the new response"), "the new response")
-    if not isinstance(model.family, Binomial):
+    binomial = isinstance(model.family, Binomial) or data.response_kind == "cbind"
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (data.nobs,) and not (binomial and values.shape == (data.nobs, 2)):
+        two = f" or of successes and failures, ({data.nobs}, 2)" if binomial else ""
+        found = f"{values.size} values" if values.ndim == 1 else f"shape {values.shape}"
+        raise DataError(
+            f"the new response has {found}, the fit has {data.nobs} rows: give one column, ({data.nobs},){two}"
+        )
+    if data.response_levels is None or not binomial:
+        values = _as_numbers(values)
+    if not binomial:
         return values
     trials = np.asarray(design.weights)
-    if values.ndim == 2 and values.shape[1] == 2 and values.shape[0] == data.nobs:
+    if values.ndim == 2:
         successes, failures = np.asarray(values, float).T
         if not np.allclose(successes + failures, trials, rtol=1e-9, atol=0.0):
             raise DataError(
@@ -131,7 +142,7 @@ def as_response(model: MixedModel, newresp: Any) -> np.ndarray:
                 f"the new response has the value {unknown[0]!r}; the response {data.response_name} of the fit has the "
                 f"levels {', '.join(repr(v) for v in data.response_levels)}"
             ) from None
-    if values.dtype.kind in "iu" and values.shape == trials.shape:
+    if values.dtype.kind in "iu":
         if (values > trials + 1e-9).any():
             at = int(np.flatnonzero(values > trials + 1e-9)[0])
             raise DataError(
@@ -139,13 +150,30 @@ def as_response(model: MixedModel, newresp: Any) -> np.ndarray:
                 "integers are numbers of successes, floats are proportions"
             )
         return np.asarray(values / trials)
-    if values.dtype.kind == "f" and values.shape == trials.shape and (values > 1.0).any():
+    if values.dtype.kind == "f" and (values > 1.0).any():
         at = int(np.flatnonzero(values > 1.0)[0])
         raise DataError(
             f"the new response has {values[at]:g} (row {data.row_index[at]}), outside [0, 1]: floats are proportions, "
             "numbers of successes are integers; use astype(int) if it has these"
         )
     return values
+
+
+def _as_numbers(values: np.ndarray) -> np.ndarray:
+    """Integers or floats from what may be held as objects or booleans; a missing value is NaN."""
+    if values.dtype.kind == "O":
+        flat = pd.Series(values.reshape(-1)).infer_objects()
+        if flat.dtype == object:
+            gone = flat.isna()
+            there = flat[~gone].infer_objects()
+            flat = there.astype(float).reindex(flat.index) if there.dtype.kind in "iufb" else flat
+        values = flat.to_numpy().reshape(values.shape)
+    if values.dtype.kind not in "iufb":
+        odd = next((v for v in values.reshape(-1).tolist() if isinstance(v, str)), values.reshape(-1)[0])
+        raise DataError(
+            f"the new response is not numeric: it has {odd!r}; give numbers, in units of the fit's response"
+        )
+    return values.astype(np.int64) if values.dtype.kind == "b" else values
 
 
 # ---- from a formula --------------------------------------------------------------------------------

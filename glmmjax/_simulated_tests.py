@@ -6,7 +6,6 @@ Ecol. Evol. 7 (power by simulation); Wilson 1927, J. Am. Stat. Assoc. 22 (interv
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
-from ._bootstrap import draw_responses
+from ._bootstrap import draw_responses, refitted
 from ._precision import persistent_cache, x64
 from ._progress import progress
 from .results import MixedModel
@@ -154,10 +153,8 @@ def power(
     found, failed = [], 0
     drawn = _with_beta(model, beta)
     for y in progress(draw_responses(drawn, int(nsim), seed, "parametric"), "power"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # counted here
-            m = model.refit(y)
-        p = p_value(m) if m.converged else np.nan
+        m = refitted(model, y)
+        p = p_value(m) if m is not None and m.converged else np.nan
         failed += bool(np.isnan(p))
         found.append(p)
     values = np.array(found)

@@ -586,3 +586,142 @@ def test_custom_family_says_what_it_cannot() -> None:
     assert "Scaled residuals" not in text and "custom" in text
     poisson = gj.glmer("TICKS ~ YEAR + (1 | BROOD)", load_data("grouseticks"), family="poisson")
     assert_close(m.beta, poisson.beta, atol=1e-5 * poisson.bse.min())
+
+
+# -------------------- no fixed effects
+EMPTY = "cbind(incidence, size - incidence) ~ 0 + (1 | herd)"
+
+
+@cache
+def empty(nAGQ: int) -> gj.MixedModel:
+    return gj.glmer(EMPTY, load_data("cbpp"), nAGQ=nAGQ)
+
+
+@pytest.mark.parametrize("nAGQ", [0, 1, 5])
+def test_a_model_without_fixed_effects(nAGQ: int) -> None:
+    """lme4 at tight tolerances; nAGQ = 0 is Laplace here, and 5 points have the saturated model's constant added."""
+    objective, theta, modes = {
+        5: (152.42552829117 + 83.95670750, 2.25387690, [-1.203118572, -2.320307235, -1.611015146])
+    }.get(nAGQ, (236.74990953808, 2.24660671, [-1.202908323, -2.319734280, -1.610818711]))
+    m = empty(nAGQ)
+    assert m.converged
+    assert m.objective == pytest.approx(objective, abs=1e-7 if nAGQ > 1 else 2e-8)  # digits of the constant
+    assert m.theta[0] == pytest.approx(theta, rel=1e-6)
+    assert_close(m.ranef()["herd"].iloc[:3, 0], modes, rtol=1e-5)
+    for table in (m.fixef, m.bse, m.pvalues, m.coefficients(), m.vcov(), m.vcov(type="rx"), m.confint()):
+        assert len(table) == 0
+    assert "(none)" in str(m.summary())
+    tidy = m.tidy()
+    assert list(tidy["term"]) == ["sd__(Intercept)"] and tidy["estimate"][0] == pytest.approx(theta, rel=1e-6)
+    for ask in (lambda: m.wald_test("x = 0"), lambda: m.marginal_means("x")):
+        with pytest.raises(ValueError, match="no fixed effects to test|has none there"):
+            ask()
+
+
+@pytest.mark.filterwarnings("ignore::glmmjax.ConvergenceWarning")
+def test_what_a_model_without_fixed_effects_answers() -> None:
+    m, data = empty(1), load_data("cbpp")
+    # glmmTMB 1.1.5 at tight tolerances
+    assert m.vcov(full=True).to_numpy()[0, 0] ** 0.5 == pytest.approx(2.246606675 * 0.193226174519, rel=1e-5)
+    at = m.predict(data.head(2), se=True)
+    assert_close(at["fit"], m.ranef()["herd"].iloc[[0, 0], 0], rtol=1e-12)
+    rise = m.profile().confint().to_numpy()[0]
+    deviance = m.deviance_function()
+    assert_close([deviance([t], []) - m.objective for t in rise], np.full(2, stats.chi2.ppf(0.95, 1)), atol=1e-5)
+    table = gj.anova(m, m.update(". ~ . + 1"))
+    assert table["Chisq"].iloc[1] == pytest.approx(m.objective - m.update(". ~ . + 1").objective, abs=1e-7)
+    exact = gj.glmer(EMPTY, data, control={"exact": True})
+    assert exact.objective == pytest.approx(m.objective, abs=1e-9)
+    many = gj.fit_many(
+        "~ 0 + (1 | herd)", data, "binomial", y=np.column_stack([data["incidence"] > 0, data["size"] > 9])
+    )
+    for name, y in enumerate((data["incidence"] > 0, data["size"] > 9)):
+        one = gj.glmer("y ~ 0 + (1 | herd)", data.assign(y=y.astype(int)))
+        assert many.fits["logLik"][name] == pytest.approx(one.loglik, abs=1e-8)
+    assert len(many.frame) == 0 and many.coef.shape == (0, 0)
+
+
+def test_a_linear_model_without_fixed_effects() -> None:
+    m = gj.lmer("Reaction ~ 0 + (1 | Subject)", load_data("sleepstudy"))
+    assert len(m.pvalues) == len(m.coefficients("kenward-roger")) == 0
+    assert "(none)" in str(m.summary(ddf="satterthwaite"))
+    with pytest.raises(ValueError, match="no fixed effects to test"):
+        gj.anova(m)
+
+
+def test_tidy_has_the_p_values_of_the_model() -> None:
+    m = gj.lmer("Reaction ~ Days + (Days | Subject)", load_data("sleepstudy"))
+    assert_close(m.tidy()["p_value"][:2], [1.17e-17, 3.26e-06], rtol=5e-3)  # lmerTest 3.1-3
+    assert list(m.tidy()["p_value"][:2]) == list(m.pvalues)
+    assert m.tidy(ddf=None)["p_value"].isna().all()
+
+
+# -------------------- refit makes the checks of the fit
+@pytest.fixture(scope="module")
+def counts() -> tuple[pd.DataFrame, gj.MixedModel]:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"x": rng.normal(size=120), "g": np.arange(120) % 12})
+    data["y"] = rng.poisson(np.exp(0.3 + 0.4 * data["x"] + 0.5 * rng.normal(size=12)[data["g"]]))
+    return data, gj.glmer("y ~ x + (1 | g)", data, "poisson")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda y: y.reshape(60, 2), r"has shape \(60, 2\), the fit has 120 rows: give one column, \(120,\)"),
+        (lambda y: np.stack([y, y], axis=1), r"has shape \(120, 2\)"),
+        (lambda y: y[:50], "has 50 values, the fit has 120 rows"),
+        (lambda y: np.ones(120), "'y' is constant: every row is 1"),
+        (lambda y: 0 * y, "'y' is constant: every row is 0"),
+        (lambda y: y - 1, "has -1 .* cannot be negative"),
+        (lambda y: y + 0.5, "must be a count"),
+        (lambda y: np.where(y == 0, np.nan, y), "missing or infinite values"),
+        (lambda y: [None, *y[1:]], "missing or infinite values"),
+        (lambda y: ["a"] * 120, "is not numeric: it has 'a'"),
+        (lambda y: ["1", *y[1:].tolist()], "is not numeric: it has '1'"),
+        (lambda y: y.astype(complex), "is not numeric"),
+    ],
+)
+def test_responses_that_refit_refuses(counts: Any, change: Any, match: str) -> None:
+    data, m = counts
+    with pytest.raises(gj.DataError, match=match):
+        m.refit(change(data["y"].to_numpy()))
+    with pytest.raises(gj.DataError):  # and as one of many, named
+        m.refit_many(pd.DataFrame({"first": data["y"], "other": data["y"] * 0}))
+
+
+def test_refit_to_a_response_that_the_fixed_effects_fit(counts: Any) -> None:
+    data, _ = counts
+    m = gj.lmer("x ~ y + (1 | g)", data)
+    for exact in (2.0 * data["y"] + 1.0, 1e6 + 1e-3 * data["y"]):
+        with pytest.raises(gj.DataError, match="response x is fitted exactly by the fixed effects"):
+            m.refit(exact)
+    near = 2.0 * data["y"] + 1.0 + 1e-6 * data["x"]
+    assert m.refit(near).loglik == pytest.approx(gj.lmer("x ~ y + (1 | g)", data.assign(x=near)).loglik, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::glmmjax.ConvergenceWarning")
+def test_one_column_of_successes_in_any_container() -> None:
+    """Integers are successes wherever they are: as a fit to these successes."""
+    rng = np.random.default_rng(0)
+    s, data = (rng.random(120) < 0.4).astype(int), pd.DataFrame({"x": rng.normal(size=120), "g": np.arange(120) % 12})
+    formula = "cbind(s, f) ~ x + (1 | g)"
+    m = gj.glmer(formula, data.assign(s=2 * s, f=3 - 2 * s), "binomial")
+    expected = gj.glmer(formula, data.assign(s=s, f=3 - s), "binomial").loglik
+    containers = [s, pd.Series(s), s[:, None], pd.DataFrame({"s": s}), s.astype(object), s.astype(bool), list(s)]
+    containers += [pd.array(s, dtype="Int64"), np.stack([s, 3 - s], axis=1), s / 3]
+    for newresp in containers:
+        assert m.refit(newresp).loglik == pytest.approx(expected, abs=1e-8)
+    drawn = m.simulate(1, seed=1)
+    successes = drawn["sim_1"].to_numpy()
+    again = gj.glmer(formula, data.assign(s=successes, f=3 - successes), "binomial")
+    assert m.refit(drawn).loglik == pytest.approx(again.loglik, abs=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::glmmjax.ConvergenceWarning")
+def test_notes_of_a_refit_are_those_of_its_response() -> None:
+    data = load_data("cbpp").assign(p=lambda d: d["incidence"] / d["size"])
+    m = gj.glmer("p ~ period + (1 | herd)", data, weights="size")
+    odd = m.refit(data["p"] * 0.9)
+    assert any("non-integer number of successes" in note for note in odd.messages())
+    assert not any("non-integer" in note for note in odd.refit(data["p"].to_numpy()).messages())
