@@ -21,6 +21,7 @@ from . import _optimise as opt
 from ._batch import Many, fit_block
 from ._columns import Table, pandas_frame, plain, rows_of
 from ._control import Control, as_control, unknown_argument
+from ._digest import digest
 from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._errors import DataError
 from ._frame import build
@@ -95,7 +96,9 @@ def fit_many(
         ddf: "satterthwaite" degrees of freedom for the p-values of gaussian models, or None for no p-values.
         adjust: p_adjusted over the datasets, term by term: "BH" (Benjamini & Hochberg 1995), "holm", "bonferroni"
             or "none".
-        results: Parquet file in which partial results are kept; datasets found there are not fitted again.
+        results: Parquet file in which partial results are kept; datasets found there are not fitted again. Further
+            datasets may have come; a file of another model, of other data under the same name, weights and offsets
+            included, or of datasets that are gone is refused.
         device: "cpu", "gpu", "tpu", a JAX device or a list of them; None for all devices of JAX's default kind.
             Datasets are spread over several devices, and over the processes of ``jax.distributed``.
         dtype: "float64", or "float32": half the memory, estimates good to 1e-4 standard errors and these to 5e-3
@@ -157,10 +160,34 @@ class _Model:
             check_nodes(self.nAGQ, [z.shape[-1] for z in stack.template.z])
         return Generalised(self.family, self.hessian, self.nAGQ, self.control.exact and self.nAGQ > 0)
 
-    def signature(self, names: Sequence[Any]) -> str:
-        """What results must agree in to be continued."""
-        what = (self.formula, str(self.family), self.nAGQ, self.hessian, self.REML if self.linear else None, self.ddf)
-        return json.dumps([*map(str, what), self.dtype, len(names), str(names[0]), str(names[-1])])
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What results must agree in to be continued, data apart.
+
+        Raises:
+            DataError: nothing is to be known about a user's function.
+        """
+        from . import __version__
+
+        family = digest(self.family)
+        if family is None:
+            raise DataError(
+                "results= cannot tell this family from another by what its functions use: leave results out, or let "
+                "them use numbers and arrays only"
+            )
+        what = {
+            "formula": self.formula,
+            "family": str(self.family),
+            "function of the family": family,
+            "nAGQ": self.nAGQ,
+            "hessian": self.hessian,
+            "REML": self.REML if self.linear else None,
+            "ddf": self.ddf if self.linear else None,
+            "dtype": self.dtype,
+            **{f"control {name}": getattr(self.control, name) for name in ("tol", "max_evaluations", "exact")},
+            "version of glmmjax": __version__,
+        }
+        return {name: str(value) for name, value in what.items()}
 
 
 class _Source:
@@ -169,6 +196,15 @@ class _Source:
     names: list[Any]
     errors: dict[int, str]
     stacks: Sequence[Stack | Shared]
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Per dataset its name and the digest of its data, an empty one where it cannot be fitted."""
+        out = [(str(name), "") for name in self.names]
+        for stack in self.stacks:
+            for i, found in zip(stack.ids, stack.digests(), strict=True):
+                out[i] = out[i][0], found
+        return out
 
     def model_arguments(self, i: int) -> tuple[str, Any, dict[str, Any]]:
         """Formula, data and arguments of dataset i for `glmer` or `lmer`."""
@@ -266,8 +302,8 @@ def _run(
     if workers is None:
         on_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
         workers = cores() if on_one_cpu else 1
-    signature = model.signature(source.names)
-    pieces = [] if path is None else load_pieces(path, signature)
+    keys = [] if path is None else source.keys
+    pieces = [] if path is None else load_pieces(path, model.settings, keys)
     done = np.concatenate([p.ids for p in pieces]) if pieces else np.zeros(0, int)
     rank, processes = jax.process_index(), jax.process_count()
     started, saved = time.perf_counter(), time.perf_counter()
@@ -293,7 +329,7 @@ def _run(
                     pieces.append(future.result())
                     count(pieces[-1].ids.size)
                     if path is not None and time.perf_counter() - saved > SAVE_EVERY:
-                        save_pieces(pieces, path, signature)
+                        save_pieces(pieces, path, model.settings, keys)
                         saved = time.perf_counter()
         except KeyboardInterrupt:
             interrupted = True
@@ -305,7 +341,7 @@ def _run(
     if processes > 1:
         pieces, errors = _from_all_processes(pieces, errors)
     if path is not None and rank == 0:
-        save_pieces(pieces, path, signature)
+        save_pieces(pieces, path, model.settings, keys)
     return ManyFits(model, source, pieces, errors, adjust, time.perf_counter() - started)
 
 
@@ -627,43 +663,59 @@ def adjusted(p: np.ndarray, method: str) -> np.ndarray:
 
 
 # -------------------- partial results
-def save_pieces(pieces: list[Piece], path: Path, signature: str) -> None:
-    """Write fits to a Parquet file, whole or not at all."""
+def save_pieces(pieces: list[Piece], path: Path, settings: dict[str, str], keys: list[tuple[str, str]]) -> None:
+    """Write fits to a Parquet file, whole or not at all.
+
+    Args:
+        settings: as `_Model.settings`. keys: as `_Source.keys`.
+    """
     pa, parquet = _pyarrow()
     rows: list[dict[str, Any]] = []
     for piece in pieces:
         for i, number in enumerate(piece.ids):
-            row: dict[str, Any] = {"id": int(number), "rows": int(piece.rows[i]), "off": bool(piece.separated[i])}
+            name, found = keys[number]
+            row: dict[str, Any] = {"name": name, "digest": found}
+            row |= {"rows": int(piece.rows[i]), "off": bool(piece.separated[i])}
             row["x"] = json.dumps(piece.labels.x)
             row["terms"] = json.dumps(piece.labels.terms)
-            for name in Many.__dataclass_fields__:
-                value = getattr(piece.fits, name)[i]
-                row[name] = np.ravel(value).tolist() if np.ndim(value) else value.item()
+            for column in Many.__dataclass_fields__:
+                value = getattr(piece.fits, column)[i]
+                row[column] = np.ravel(value).tolist() if np.ndim(value) else value.item()
             rows.append(row)
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"glmmjax": signature})
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"glmmjax": json.dumps(settings)})
     part = path.with_name(path.name + ".part")
     parquet.write_table(table, part)
     os.replace(part, path)
 
 
-def load_pieces(path: Path, signature: str) -> list[Piece]:
-    """Fits from a file, none if there is no file.
+def load_pieces(path: Path, settings: dict[str, str], keys: list[tuple[str, str]]) -> list[Piece]:
+    """Fits from a file of the same model, data by data; none if there is no file. Arguments as `save_pieces`.
 
     Raises:
-        DataError: it has fits of something else.
+        DataError: it has fits of something else; the message says of what.
     """
     pa, parquet = _pyarrow()
     if not path.exists():
         return []
+    remedy = "remove it or name another file"
     try:
         table = parquet.read_table(path)
     except (pa.ArrowInvalid, OSError):
-        raise DataError(f"{str(path)!r} is no Parquet file; remove it or name another") from None
-    if (table.schema.metadata or {}).get(b"glmmjax", b"").decode() != signature:
-        raise DataError(
-            f"{str(path)!r} has results of another model or of other datasets; remove it or name another file"
-        )
+        raise DataError(f"{str(path)!r} is no Parquet file; {remedy}") from None
+    try:
+        before = json.loads((table.schema.metadata or {})[b"glmmjax"])
+        names, digests = table["name"].to_pylist(), table["digest"].to_pylist()
+        odd = next((name for name in settings if before.get(name) != settings[name]), None)
+    except (KeyError, ValueError, AttributeError):
+        raise DataError(f"{str(path)!r} has no results of this version of fit_many; {remedy}") from None
+    if odd is not None:
+        change = f"{odd} was {before.get(odd)}, and is {settings[odd]}"
+        if odd == "function of the family":
+            change = "the functions of the family, or what they use, have changed"
+        raise DataError(f"{str(path)!r} has results of another model: {change}; {remedy}")
+    ids = _matched(names, digests, keys, str(path), remedy)
     frame = table.to_pandas()
+    frame["id"] = ids
     out = []
     for (x, terms), part in frame.groupby(["x", "terms"], sort=False):
         p = len(json.loads(x))
@@ -672,11 +724,29 @@ def load_pieces(path: Path, signature: str) -> list[Piece]:
             column = part[name]
             listed = column.dtype == object
             values[name] = np.stack([np.asarray(v, float) for v in column]) if listed else column.to_numpy()
-        values["vcov"] = values["vcov"].reshape(-1, p, p)
+        values["vcov"] = values["vcov"].reshape(len(part), p, p)
         labels = Labels(tuple(json.loads(x)), tuple((g, tuple(n)) for g, n in json.loads(terms)))
         out.append(
             Piece(labels, part["id"].to_numpy(), part["rows"].to_numpy(), part["off"].to_numpy(), Many(**values))
         )
+    return out
+
+
+def _matched(names: list[str], digests: list[str], keys: list[tuple[str, str]], path: str, remedy: str) -> list[int]:
+    """Numbers of the datasets that results in a file are of."""
+    at: dict[tuple[str, str], list[int]] = {}
+    for i, key in enumerate(keys):
+        at.setdefault(key, []).append(i)
+    known, out = {name for name, _ in keys}, []
+    for name, found in zip(names, digests, strict=True):
+        same = at.get((name, found))
+        if not same:
+            if name in known:
+                what = f"of other data in {name!r}: its response, columns, groups, weights, offset or contrasts differ"
+            else:
+                what = f"of the dataset {name!r}, which is not there now"
+            raise DataError(f"{path!r} has results {what}; {remedy}")
+        out.append(same.pop(0))
     return out
 
 

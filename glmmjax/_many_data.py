@@ -21,6 +21,7 @@ from ._buckets import sized
 from ._columns import Factor, Table, check_ids, missing_column, plain, rows_of
 from ._covariance import Unstructured
 from ._design import Design, Term
+from ._digest import digest
 from ._errors import DataError, FormulaError
 from ._frame import ModelData, build
 from ._linalg import Grid
@@ -414,16 +415,26 @@ class Stack:
         """(b, n, ...) rows of some datasets in the layout."""
         rest = values.shape[1:]
         if self._rows is not None:
+            whole = values.reshape(values.shape[0] // self.n, self.n, *rest)
             if members.size and members[-1] - members[0] == members.size - 1:
-                part = values.reshape(-1, self.n, *rest)[members[0] : members[-1] + 1]
+                part = whole[members[0] : members[-1] + 1]
             else:
-                part = values.reshape(-1, self.n, *rest)[members]
+                part = whole[members]
             trivial = bool((self._rows == np.arange(self.n)).all())
             return np.ascontiguousarray(part if trivial else part[:, self._rows])
         out = np.full((members.size, self.n, *rest), fill, values.dtype)
         for j, i in enumerate(members):
             a, b = self.ends[i], self.ends[i + 1]
             out[j, self.position[a:b]] = values[a:b]
+        return out
+
+    def digests(self) -> list[str]:
+        """Of each dataset's rows: response, columns, levels, weights and offset."""
+        group, out = self.group, []
+        arrays = [a for a in (group.y, group.X, *group.z, *group.level, group.weights, group.offset) if a is not None]
+        same = (group.labels, group.block, group.weights is None, group.offset is None)
+        for a, b in zip(self.ends, self.ends[1:], strict=False):
+            out.append(str(digest((same, *(values[a:b] for values in arrays)))))
         return out
 
     def block(self, members: np.ndarray) -> Design:

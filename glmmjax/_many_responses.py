@@ -11,10 +11,12 @@ import pandas as pd
 
 from ._columns import pandas_frame, rows_of
 from ._design import Design
+from ._digest import digest
 from ._errors import DataError
-from ._frame import ModelData
-from ._many_data import Stack, make_group
-from .families import Family
+from ._frame import ModelData, refuse_one_level
+from ._many_data import Stack, check, make_group
+from ._matrix import independent_columns
+from .families import Family, Gaussian
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,21 @@ class Shared(Layout):
     ) -> None:
         missing = not hasattr(responses.columns, "tocsc") and bool(np.isnan(np.asarray(responses.columns, float)).any())
         super().__init__(frame, family, {"y", *own} | ({"weights"} if missing else set()))
-        self._responses, self._family, self._errors = responses, family, errors
+        self._responses, self._family, self._errors, self._frame = responses, family, errors, frame
         self._keep = np.flatnonzero(frame.keep)
         self._given = {k: v[self._keep] for k, v in own.items()}
         self.ids = np.arange(responses.B)
+
+    def digests(self) -> list[str]:
+        """Of the design and each response, with weights and offset."""
+        frame = self._frame
+        shared = [(t.group, t.names, t.z, t.level) for t in frame.terms]
+        common = digest((self.labels, frame.X, shared, frame.weights, frame.offset, frame.keep))
+        out = []
+        for i in self.ids:
+            y = self._responses.block(self.ids[i : i + 1])[0, self._keep]
+            out.append(str(digest((common, y, {k: v[:, i] for k, v in self._given.items()}))))
+        return out
 
     def block(self, members: np.ndarray) -> Design:
         """Arrays of some responses; those that cannot be fitted are noted, and replaced by zeros and ones."""
@@ -154,7 +167,9 @@ class Shared(Layout):
             except DataError:
                 suspect[:] = True
         rest = self.template.p + 1
-        few = (~missing).sum(axis=1) <= rest
+        used = ~missing if weights is None else ~missing & (weights > 0.0)
+        few = used.sum(axis=1) <= rest
+        suspect |= self._undetermined(y, used, shared if weights is None else weights)
         for j in np.flatnonzero(suspect | few):
             name, values = self._responses.names[members[j]], y[j][~missing[j]]
             own = shared if weights is None else weights[j]
@@ -170,9 +185,54 @@ class Shared(Layout):
                     raise DataError(f"the response {name!r} has {values.size} values for {rest - 1} fixed effects")
                 index = pd.Index(np.flatnonzero(~missing[j]))
                 self._family.check_response(values, None if (own == 1.0).all() else own, str(name), index)
+                self._check_alone(y[j], used[j], shared if weights is None else weights[j], name)
             except DataError as error:
                 self._errors[int(members[j])] = str(error)
                 y[j] = np.arange(y.shape[1]) % 2
+
+    def _undetermined(self, y: np.ndarray, used: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(b,) responses whose rows may tell less than the design: fewer levels, dependent columns, an exact fit."""
+        frame, n, p = self._frame, used.sum(axis=1), self._frame.X.shape[1]
+        part = np.flatnonzero(~used.all(axis=1))
+        out = np.zeros(used.shape[0], bool)
+        for term in frame.terms if part.size else ():
+            levels = np.array([np.count_nonzero(np.bincount(term.level[used[j]])) for j in part])
+            out[part] |= (levels < 2) | (levels * len(term.names) >= n[part])
+        w = np.where(used, weights, 0.0)
+        if not part.size and weights.ndim == 1:
+            w = w[:1]
+        products = (frame.X[:, :, None] * frame.X[:, None, :]).reshape(y.shape[1], p * p)
+        gram = (w @ products).reshape(len(w), p, p)
+        size = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        size = np.where(size > 0.0, size, 1.0)
+        gram = gram / size[:, :, None] / size[:, None, :]
+        if p and part.size:
+            out |= np.linalg.eigvalsh(gram)[:, 0] < 1e-6
+        if isinstance(self._family, Gaussian):
+            target = np.where(used, y - (0.0 if frame.offset is None else frame.offset), 0.0)
+            left = target
+            for _ in range(3 if p else 0):  # rounding, and what keeps the matrix from being singular
+                score = ((w * left) @ frame.X / size)[:, :, None]
+                left = left - (np.linalg.solve(gram + 1e-13 * np.eye(p), score)[:, :, 0] / size) @ frame.X.T
+            with np.errstate(invalid="ignore"):
+                out |= (w * left**2).sum(axis=1) <= 1e-24 * (w * target**2).sum(axis=1)
+        return out
+
+    def _check_alone(self, y: np.ndarray, rows: np.ndarray, weights: np.ndarray, name: Any) -> None:
+        """Raise what `glmer` or `lmer` would raise of the table with this response, (n,), and these rows (n,)."""
+        frame, terms = self._frame, []
+        for term in frame.terms:
+            there, level = np.unique(term.level[rows], return_inverse=True)
+            refuse_one_level(term.group, term.levels[there])
+            terms.append(replace(term, z=term.z[rows], level=level.astype(np.int32), levels=term.levels[there]))
+        if not independent_columns(frame.X[rows]).all():
+            raise DataError(
+                f"the fixed-effects columns are linearly dependent in the rows of the response {name!r}, which then "
+                "has a model of its own: fit it alone"
+            )
+        offset = None if frame.offset is None else frame.offset[rows]
+        alone = replace(frame, y=y[rows], X=frame.X[rows], terms=tuple(terms), offset=offset, weights=weights[rows])
+        check(replace(alone, response_name=str(name), row_index=frame.row_index[rows]), self._family)
 
 
 def _blocks_of(frame: ModelData) -> list[Any]:

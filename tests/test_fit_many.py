@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -314,11 +315,76 @@ def test_results_file_is_continued(tmp_path, monkeypatch):
     again = gj.fit_many(FORMULA, data, "poisson", by="id", results=path)
     assert len(done) == 16
     pd.testing.assert_frame_equal(again.frame, rest.frame)
-    with pytest.raises(gj.DataError, match="another model"):
+    more = pd.concat([data, data[data["id"] == "d0"].assign(id="new")])
+    later = gj.fit_many(FORMULA, more, "poisson", by="id", results=path)
+    assert len(done) == 17
+    assert later.fits["logLik"]["new"] == pytest.approx(later.fits["logLik"]["d0"], abs=1e-9)
+    pd.testing.assert_frame_equal(
+        later.frame[later.frame["dataset"] != "new"].drop(columns="p_adjusted"), again.frame.drop(columns="p_adjusted")
+    )
+    with pytest.raises(gj.DataError, match="another model: formula was y ~ x"):
         gj.fit_many("y ~ 1 + (1 | g)", data, "poisson", by="id", results=path)
     path.write_text("not a table")
     with pytest.raises(gj.DataError, match="no Parquet file"):
         gj.fit_many(FORMULA, data, "poisson", by="id", results=path)
+
+
+def scaled(k: float) -> Custom:
+    return Custom(lambda y, eta, aux: y * eta - k * jnp.exp(eta / k), "log")
+
+
+def test_results_of_something_else_are_refused(tmp_path) -> None:
+    """Every part that a number depends on: taken up as it was, refused where it has changed, with what differs."""
+    data, path = table("poisson", 3, seed=15), tmp_path / "fits.parquet"
+    w, ones = np.tile([1.0, 2.0], len(data))[: len(data)], np.ones(len(data))
+    given = {"weights": ones, "offset": 0.0 * ones, "contrasts": None, "control": None}
+
+    def run(data=data, family="poisson", formula=FORMULA, **changes):
+        return gj.fit_many(formula, data, family, by="id", results=path, **{**given, **changes})
+
+    first = run()
+    pd.testing.assert_frame_equal(run().frame, first.frame)
+    other = "other data in 'd0': its response, columns, groups, weights, offset or contrasts differ"
+    relabelled = data.assign(g=(data["g"] + 1) % 5)
+    for match, changes in {
+        other: {"data": data.assign(y=data["y"].to_numpy()[::-1])},
+        f"{other}; remove": {"data": data.assign(x=data["x"] + 1.0)},
+        f"{other}; remove it": {"data": relabelled},
+        f"{other}; remove it or": {"weights": w},
+        f"{other}; remove it or name": {"offset": 0.1 * w},
+        "the dataset 'd0', which is not there now": {"data": data[data["id"] != "d0"], **dict.fromkeys(given)},
+        "control tol was 1e-10, and is 1e-06": {"control": {"tol": 1e-6}},
+        "control max_evaluations was 500, and is 7": {"control": {"max_evaluations": 7}},
+        "nAGQ was 1, and is 0": {"nAGQ": 0},
+        "hessian was expected, and is observed": {"hessian": "observed"},
+        "family was poisson .log., and is nbinom2": {"family": "nbinom2"},
+    }.items():
+        with pytest.raises(gj.DataError, match=match):
+            run(**changes)
+    path.unlink()
+    sums = run(data.assign(f=np.where(data["x"] > 0, "a", "b")), formula="y ~ f + (1 | g)")
+    assert sums.names == first.names
+    with pytest.raises(gj.DataError, match=other):
+        run(data.assign(f=np.where(data["x"] > 0, "a", "b")), formula="y ~ f + (1 | g)", contrasts={"f": "sum"})
+    path.unlink()
+    mine = run(family=scaled(2.0))
+    pd.testing.assert_frame_equal(run(family=scaled(2.0)).frame, mine.frame)
+    with pytest.raises(gj.DataError, match="functions of the family, or what they use, have changed"):
+        run(family=scaled(3.0))
+    with open(__file__) as file, pytest.raises(gj.DataError, match="cannot tell this family"):
+        run(family=Custom(lambda y, eta, aux: y * eta - jnp.exp(eta) + 0.0 * file.fileno(), "log"))
+
+
+def test_digests_of_responses(tmp_path) -> None:
+    data, path = table("gaussian", 1, seed=3), tmp_path / "fits.parquet"
+    y = data["y"].to_numpy()
+    first = gj.fit_many("~ x + (1 | g)", data, y=np.column_stack([y, y + data["x"]]), results=path)
+    more = gj.fit_many("~ x + (1 | g)", data, y=np.column_stack([y, y + data["x"], y**2]), results=path)
+    pd.testing.assert_series_equal(more.fits["logLik"][:2], first.fits["logLik"])
+    for changes in ({"y": np.column_stack([y, y, y])}, {"data": data.assign(x=data["x"] ** 2)}):
+        arguments = {"data": data, "y": np.column_stack([y, y + data["x"], y**2]), **changes}
+        with pytest.raises(gj.DataError, match="other data in"):
+            gj.fit_many("~ x + (1 | g)", results=path, **arguments)
 
 
 def test_programs_are_kept_whole(tmp_path, monkeypatch):
@@ -428,3 +494,41 @@ def test_bad_responses():
     missing = data.assign(id=[None] + ["a"] * (len(data) - 1), y=1.0)
     with pytest.raises(gj.DataError, match="missing values"):
         gj.fit_many(FORMULA, missing, "poisson", by="id")
+
+
+def test_responses_whose_rows_do_not_tell_the_model() -> None:
+    """Missing values, or weights of 0, that leave one level, dependent columns, a level per row, or an exact fit."""
+    rng = np.random.default_rng(6)
+    g = np.repeat(np.arange(12), 20)
+    data = pd.DataFrame({"x": rng.normal(size=240), "f": np.where(g < 6, "a", "b"), "g": g})
+    y = 1 + data["x"] + rng.normal(size=12)[g] + rng.normal(size=240)
+    exact = 2.0 * data["x"] + 1.0
+    responses = pd.DataFrame(
+        {
+            "all": y,
+            "most": y.where(rng.random(240) > 0.2),
+            "one level": y.where(g == 11),
+            "one f": y.where(g < 6),
+            "level per row": y.where(np.arange(240) % 20 == 0),
+            "exact": exact,
+            "exact in part": exact.where(g > 2),
+        }
+    )
+    many = gj.fit_many("~ x + f + (1 | g)", data, y=responses)
+    for name in ("all", "most"):
+        model = single(data.assign(y=responses[name]), "gaussian", "y ~ x + f + (1 | g)")
+        assert many.fits["logLik"][name] == pytest.approx(model.loglik, abs=1e-8)
+    assert list(many.fits["status"]) == ["converged"] * 2 + ["error"] * 5
+    for name, text in {
+        "one level": "grouping factor 'g' has only one level ('11'); it needs at least 2",
+        "one f": "linearly dependent in the rows of the response 'one f'",
+        "level per row": "grouping factor 'g' has 12 levels for 12 rows",
+        "exact": "response exact is fitted exactly by the fixed effects",
+        "exact in part": "response exact in part is fitted exactly",
+    }.items():
+        assert text in many.fits["message"][name]
+        assert name not in many.coef.index or many.coef.loc[name].isna().all()
+    weights = np.ones((240, 2))
+    weights[g != 11, 1] = 0.0
+    two = gj.fit_many("~ x + f + (1 | g)", data, y=np.column_stack([y, y]), weights=weights)
+    assert list(two.fits["status"]) == ["converged", "error"] and "only one level ('11')" in two.fits["message"][1]
