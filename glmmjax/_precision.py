@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import threading
@@ -13,13 +14,97 @@ from typing import Any
 import jax
 import numpy as np
 
+#: Settings of JAX under which searches that meet NaN on their way, or arrays of several types and ranks, still run,
+#: with the same numbers; each has a context manager of this name.
+_OURS: dict[str, Any] = {
+    "debug_nans": False,
+    "debug_infs": False,
+    "disable_jit": False,
+    "check_tracer_leaks": False,
+    "numpy_rank_promotion": "allow",
+    "numpy_dtype_promotion": "standard",
+    "default_matmul_precision": None,
+    "transfer_guard": "allow",
+}
+_GUARDS = ("transfer_guard_host_to_device", "transfer_guard_device_to_device", "transfer_guard_device_to_host")
+
 
 def x64(on: bool = True) -> Any:
-    """Context in which JAX computes in float64, or in float32."""
+    """Context in which JAX computes in float64, or in float32, whatever else the user set for debugging.
+
+    Raises:
+        RuntimeError: this process was forked from one that had used JAX.
+    """
+    check_process()
     if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(on)
-    experimental: Any = importlib.import_module("jax.experimental")  # older JAX
-    return experimental.enable_x64(on)
+        precision = jax.enable_x64(on)
+    else:
+        experimental: Any = importlib.import_module("jax.experimental")  # older JAX
+        precision = experimental.enable_x64(on)
+    others = _other_settings()
+    return _all_of([precision, *others]) if others else precision
+
+
+def own_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of pure functions: traced, and run, as `x64` says, in the user's precision."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        check_process()
+        others = _other_settings()
+        if not others:
+            return function(*args, **kwargs)
+        with _all_of(others):
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def _other_settings() -> list[Any]:
+    """Contexts for the settings that are not as they have to be; none where the user left them alone."""
+    out = []
+    for name, wanted in _OURS.items():
+        names = _GUARDS if name == "transfer_guard" else (name,)
+        now = [getattr(jax.config, f"jax_{n}", wanted) for n in names]
+        if any(value != wanted and value is not None for value in now) and hasattr(jax, name):
+            out.append(getattr(jax, name)(wanted))
+    return out
+
+
+@contextlib.contextmanager
+def _all_of(contexts: list[Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    try:
+        from jax._src.xla_bridge import backends_are_initialized
+    except ImportError:  # another version: take it that JAX was used
+        _forked = True
+    else:
+        _forked = _forked or backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_process() -> None:
+    """Raise RuntimeError in a process that was forked after JAX had been used: its threads, which are not there, would
+    be waited for without end."""
+    if _forked:
+        raise RuntimeError(
+            "this process was forked from one that had used JAX, whose threads are not here, so that nothing can be "
+            "computed: start workers with multiprocessing.get_context('spawn') or 'forkserver', or with joblib, or "
+            "fork before the first fit"
+        )
 
 
 def by_precision(double: float, single: float, dtype: Any) -> float:
@@ -86,6 +171,7 @@ class CacheSettings:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
+        check_process()
         self.before()
         with self._lock:
             if not self._inside:
