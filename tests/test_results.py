@@ -668,8 +668,8 @@ def counts() -> tuple[pd.DataFrame, gj.MixedModel]:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda y: y.reshape(60, 2), r"has shape \(60, 2\), the fit has 120 rows: give one column, \(120,\)"),
-        (lambda y: np.stack([y, y], axis=1), r"has shape \(120, 2\)"),
+        (lambda y: y.reshape(60, 2), "has 60 values, the fit has 120 rows"),
+        (lambda y: np.stack([y, y], axis=1), r"has shape \(120, 2\), the fit has 120 rows: give one column, \(120,\)"),
         (lambda y: y[:50], "has 50 values, the fit has 120 rows"),
         (lambda y: np.ones(120), "'y' is constant: every row is 1"),
         (lambda y: 0 * y, "'y' is constant: every row is 0"),
