@@ -13,15 +13,17 @@ import numpy as np
 
 from . import _optimise as opt
 from ._covariance import Unstructured, semidefinite_cholesky
-from ._design import Design, Term
+from ._design import Design, Term, off_ridge
 from ._engine import Ends, Engine, Generalised, Kind, Linear
 from ._fit import (
+    BESIDE,
     CONCAVE,
     FAR,
     FLAT,
     LEAST_CURVATURE,
     LEAST_PART,
     NEAR_ZERO,
+    SETTLINGS,
     UNDETERMINED,
     ZERO_COST,
     at_limit,
@@ -107,7 +109,7 @@ def fit_block(
     c = np.broadcast_to(c, (engine.block, c.shape[1]))[:count]
     family = kind.family if isinstance(kind, Generalised) else None
     phi = np.zeros(0) if family is None else family.finite_start(start.get("phi", family.phi_start()))
-    theta = start["theta"] * c[0] if "theta" in start else design.theta_start
+    theta = off_ridge(start["theta"] * c[0], design.terms) if "theta" in start else design.theta_start
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
@@ -116,8 +118,11 @@ def fit_block(
             ends = _settle_dispersions(ends, again, family, far[:count], design.y.shape[-1], bool(limits.hessian))
         if not limits.hessian:
             return ends
-        ends = _leave_saddles(ends, again)
-        return _settle_singular(ends, again, design.terms, c, linear)
+        for _ in range(SETTLINGS):
+            ends, settled = _settle_singular(_leave_saddles(ends, again), again, design.terms, c, linear)
+            if _shape(ends.hessian[settled]).minimum.all():
+                break
+        return ends
 
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
@@ -226,8 +231,9 @@ def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> End
 
 def _settle_singular(
     ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], c: np.ndarray, linear: bool
-) -> Ends:
-    """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing; see `_fit`."""
+) -> tuple[Ends, np.ndarray]:
+    """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing, and the numbers of the
+    datasets where that was done; see `_fit`."""
     t = c.shape[1]
     theta = ends.x[:, :t] / c
     proposal = theta.copy()
@@ -245,16 +251,22 @@ def _settle_singular(
             part[i] = term.structure.theta_of(T)
     which = np.flatnonzero((proposal != theta).any(axis=1) & np.isfinite(ends.numbers[:, 0]))
     if not which.size:
-        return ends
+        return ends, which
     x = ends.x[which].copy()
     x[:, :t] = proposal[which] * c[which]
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
     new = again(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
     new.numbers[:, 2] = ends.numbers[which, 2]  # the search is still the first one
-    if linear:  # at an exact zero the curvature cannot be read off the gradient
-        new = new._replace(hessian=ends.hessian[which])
-    return _replaced(ends, which, new, take)
+    ends = _replaced(ends, which, new, take)
+    which = which[take]
+    if linear and which.size:  # at an exact zero the curvature cannot be read off the gradient
+        x = x[take]
+        x[:, :t] = [off_ridge(theta, terms, BESIDE, BESIDE) for theta in x[:, :t]]
+        beside = again(which, x, inverse[take], 1)
+        ends.hessian[which] = beside.hessian
+        ends.numbers[which, 3:] += beside.numbers[:, 3:]
+    return ends, which
 
 
 def judge(

@@ -200,6 +200,13 @@ def semidefinite_cholesky(cov: Any, tol: float = 1e-14) -> Any:
     return lib.stack(columns, axis=1)
 
 
+def raised(T: Any, below: float, to: float) -> Any:
+    """T (k, k) with the diagonal at `to` in columns of a norm below `below`."""
+    lib = _library(T)
+    small = lib.linalg.norm(T, axis=0) < below
+    return lib.where(small & np.eye(T.shape[0], dtype=bool), to, T)
+
+
 def settle(T: Any, structure: Structure, near_zero: float) -> Any:
     """T (k, k) with columns near 0 at exactly 0, in the form that lme4 reports if it is singular."""
     lib = _library(T)

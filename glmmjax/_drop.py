@@ -17,8 +17,6 @@ from ._parse import update as update_formula
 if TYPE_CHECKING:
     from .results import MixedModel
 
-#: Least diagonal entry of theta to start from: at 0 the deviance has a slope of 0, minimum or not.
-LEAST_START = 0.05
 TESTS = ("Chisq", "none")
 REFITTED = "refitting model with ML (instead of REML)"
 
@@ -191,7 +189,7 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
     frame = replace(frame, y=data.y)  # that of a refit is not the one in the data
     control = replace(spec.control, check_grad="ignore", check_singular="ignore", check_rank="silent")
     design = frame_design(frame)
-    start = {"theta": _start_theta(model)}
+    start = {"theta": model.theta}
     problem: Problem
     with persistent_cache(), x64():
         if model.is_linear:
@@ -204,9 +202,3 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
             problem = GeneralisedProblem(design, spec.family, spec.nAGQ, spec.hessian, control.exact)
         changed = replace(spec, formula=str(frame.formula), control=control)
         return fit_problem(changed, frame, problem, start)
-
-
-def _start_theta(model: MixedModel) -> np.ndarray:
-    diagonal = np.concatenate([t.structure.on_diagonal() for t in model._design.terms])
-    theta = model.theta
-    return np.where(diagonal & (np.abs(theta) < LEAST_START), LEAST_START, theta)

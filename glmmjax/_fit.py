@@ -17,7 +17,7 @@ from jax import Array
 
 from . import _optimise as opt
 from ._covariance import settle
-from ._design import Design
+from ._design import Design, off_ridge
 from .families import LOG_PHI_MAX, Family, reported
 
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
@@ -35,6 +35,10 @@ UNDETERMINED = 0.3
 BARELY_DISPERSED = 1.0
 #: Times the largest response: a dispersion so near infinity that the deviance is linear in its inverse from there on.
 FAR = 1e8
+#: A column of T at 0 is raised to this to see the curvature there (squared, it is the error relative to it).
+BESIDE = 3e-4
+#: times that a singular fit is settled, as it may turn out to be no minimum
+SETTLINGS = 3
 #: evaluations whose point and deviance are kept
 PATH_LENGTH = 64
 
@@ -279,9 +283,14 @@ def estimate(
     state = problem.run(begin, limits, metric, verbose)
     state, at_limit = _settle_dispersion(problem, begin, state, limits)
     extra += at_limit
-    state, restarts, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
-    state, further = _settle_singular(problem, begin, state, limits, metric)
-    return _report(problem, state, restarts, extra + more + further, limits, outside)
+    restarts = 0
+    for _ in range(SETTLINGS):
+        state, left, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
+        state, further = _settle_singular(problem, begin, state, limits, metric)
+        restarts, extra = restarts + left, extra + more + further
+        if not further or curvature(state.hessian).minimum:
+            break
+    return _report(problem, state, restarts, extra, limits, outside)
 
 
 def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estimates:
@@ -437,10 +446,15 @@ def _settle_singular(
         # the search is still the first one; only the point and what was computed there change
         numbers = settled.numbers.copy()
         numbers[2], numbers[4] = state.numbers[2], state.numbers[4]
-        numbers[[3, 5]] += state.numbers[[3, 5]]
+        numbers[3] += state.numbers[3] - settled.numbers[4]
+        numbers[5] += state.numbers[5]
         settled = settled._replace(numbers=numbers, path=state.path)
-        if problem.guided and metric == "own":  # at an exact zero the curvature cannot be read off the gradient
-            settled = settled._replace(hessian=state.hessian)
+        if problem.guided and metric == "own" and not problem.exact:
+            # at an exact zero the curvature cannot be read off the gradient
+            x0[:t] = off_ridge(x0[:t], design.terms, BESIDE, BESIDE)
+            beside = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
+            extra += beside.search_evaluations
+            settled = settled._replace(hessian=beside.hessian)
         return settled, extra
     return state, extra
 

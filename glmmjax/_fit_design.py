@@ -27,7 +27,7 @@ from jax import Array
 from . import _optimise as opt
 from ._control import unknown_argument
 from ._covariance import settle
-from ._design import Design, Term, factors, linear_predictor, u_from_blocks
+from ._design import Design, Term, factors, linear_predictor, off_ridge, u_from_blocks
 from ._engine import Generalised, Linear
 from ._errors import DataError
 from ._fit import (
@@ -41,7 +41,6 @@ from ._fit import (
     ZERO_COST,
 )
 from ._fit_glmm import deviance_at
-from ._fit_lmm import LEAST_START
 from ._objective import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
 from ._pirls import Parameters, is_symbolic_zero, unspool
 from ._pls import criterion, cross_products, fixed_effects, profile
@@ -260,12 +259,11 @@ def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Desig
     """The design in internal units, the units A and c as in `_fit.Scaling`, and where the search starts."""
     scaled, A, c = _scale(design, kind)
     dtype = scaled.y.dtype
-    theta = c * given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype)
-    diagonal = np.concatenate([t.structure.on_diagonal() for t in design.terms])
+    theta = off_ridge(c * given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype), design.terms)
     phi = jnp.zeros(0, dtype) if isinstance(kind, Linear) else jnp.asarray(kind.family.phi_start(), dtype)
     begin = given.get("phi", phi)
     start = _Start(
-        jnp.where(diagonal & (jnp.abs(theta) < LEAST_START), LEAST_START, theta),  # at 0 the deviance is stationary
+        theta,
         jnp.asarray("theta" in given),
         A @ given["beta"] if "beta" in given else jnp.full(design.p, jnp.nan, dtype),
         jnp.where(jnp.isfinite(begin), begin, phi),  # at infinity the density is flat

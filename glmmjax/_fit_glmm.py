@@ -19,7 +19,7 @@ from jax import Array
 from . import _optimise as opt
 from . import _programs as programs
 from ._buckets import bucket_of
-from ._design import Design, factors, fixed_part, linear_predictor, over_devices
+from ._design import Design, factors, fixed_part, linear_predictor, off_ridge, over_devices
 from ._fit import PATH_LENGTH, Problem, Scaling, Start, unpacked
 from ._linalg import factorise, one_inverse, sandwich, spd_inverse
 from ._memory import blocks, empty, triangle
@@ -156,7 +156,7 @@ def starting_values(
         at = jnp.where(~fixed & good & jnp.isfinite(near).all(), near, start)
         x.append(at)
         reliable = jnp.clip(jnp.nan_to_num(reliability, nan=1.0), 0.05, 1.0)
-        rough = jnp.where(fixed, term.structure.start(), at)  # a given theta may be 0
+        rough = jnp.where(fixed, term.structure.start(), at)  # columns of a given theta may be near 0
         curvatures.append(term.structure.curvature(rough, m, reliable))
     parts = [jnp.diag(1.0 / jnp.concatenate(curvatures))]
     if nAGQ:
@@ -306,8 +306,9 @@ class GeneralisedProblem(Problem):
         """theta and phi of the joint fit, at identity factors or the user's (data units); whether theta is given."""
         theta = start.get("theta")
         phi = self.family.finite_start(start.get("phi", self.family.phi_start()))
-        theta0 = self.original.theta_start if theta is None else self.scaling.c * theta
-        return theta0, phi, np.asarray(theta is not None)
+        if theta is None:
+            return self.original.theta_start, phi, np.asarray(False)
+        return off_ridge(self.scaling.c * theta, self.original.terms), phi, np.asarray(True)
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
         return Start(*self._programs[0](*self._start_from(start), self._padded))

@@ -22,7 +22,7 @@ from . import _optimise as opt
 from . import _programs as programs
 from ._bordered import Columns, quadratic, selected_inverse
 from ._buckets import bucket_of
-from ._design import Design, Term, factors_of
+from ._design import Design, Term, factors_of, off_ridge
 from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal, unpacked
 from ._fit_glmm import one_fit_options, scale_z
 from ._linalg import (
@@ -53,8 +53,8 @@ from ._precision import compile_with
 from ._symbolic import Plan
 from .families import Gaussian
 
-#: Starting diagonals below this (relative to sigma) are raised to it: at 0 the criterion is stationary.
-LEAST_START = 1e-2
+#: Columns of T below this say nothing of the curvature there.
+LEAST_COLUMN = 1e-6
 #: Part of the tolerance used: Newton's last step is cheap here, and standard errors are wanted to 1e-6.
 TIGHTER = 1e-3
 
@@ -66,6 +66,7 @@ class Carry(NamedTuple):
     beta: Any  # (p,) in units of Xs, beyond the OLS estimate; at the end in those of X
     schur: Any  # (p, p): R_X'R_X of Xs; at the end R_X in the units of X
     r2: Any
+    G: tuple[Any, ...]  # per block (k, k): gradient of the criterion in the covariance T T'
     fresh: Any  # 1 if the first evaluation is to be followed by an EM step, else 0
 
 
@@ -100,7 +101,7 @@ def evaluate(
 
     gradient_T, at = jax.lax.optimization_barrier((gradient_T, at))
     information = average_information(at, factor, T, dT, cross, reml, sigma2, plan)
-    G = _gradient_in_covariance(gradient_T, T)
+    G = _gradient_in_covariance(gradient_T, T, carry.G)
     hessian = information + _boundary_terms(G, dT)
     inverse = _regularised_inverse(hessian)
     inverse = jax.lax.cond(
@@ -111,7 +112,7 @@ def evaluate(
     jump = jax.lax.cond(
         carry.fresh > 0.0, lambda: _em_step(at, T, sigma2, cross, terms), lambda: jnp.full_like(theta, jnp.nan)
     )
-    after = Carry(at.u, at.beta, at.schur, at.r2, jnp.zeros_like(f))
+    after = Carry(at.u, at.beta, at.schur, at.r2, G, jnp.zeros_like(f))
     return f, g, after, opt.Guide(hessian, inverse, jnp.isfinite(jump).all(), jump)
 
 
@@ -165,16 +166,21 @@ def average_information(
     return q / sigma2 - jnp.outer(Q, Q) / (sigma2 * sigma2 * N)
 
 
-def _gradient_in_covariance(gradient_T: tuple[Array, ...], T: tuple[Array, ...]) -> tuple[Array, ...]:
+def _gradient_in_covariance(
+    gradient_T: tuple[Array, ...], T: tuple[Array, ...], before: tuple[Array, ...]
+) -> tuple[Array, ...]:
     """Gradient G in the covariance T T' of each block, read off the gradient in T, which is 2 G T.
 
-    Zero at an interior optimum. Where T is singular it is known on T's range only.
+    Zero at an interior optimum. Where T is singular that gives G on T's range only: the rest stays what it was at the
+    point before, by the least symmetric change (Powell's; Nocedal & Wright 2006, section 6.2).
     """
     out = []
-    for a, t in zip(gradient_T, T, strict=True):
-        inverse, _ = one_inverse(t.T @ t + 1e-16 * jnp.eye(t.shape[0], dtype=t.dtype))
-        G = 0.5 * a @ inverse @ t.T
-        out.append(0.5 * (G + G.T))
+    for a, t, G in zip(gradient_T, T, before, strict=True):
+        inverse, _ = one_inverse(t.T @ t + LEAST_COLUMN**2 * jnp.eye(t.shape[0], dtype=t.dtype))
+        inverse = inverse @ t.T
+        change = (0.5 * a - G @ t) @ inverse
+        change = change + change.T - change.T @ t @ inverse
+        out.append(G + 0.5 * (change + change.T))
     return tuple(out)
 
 
@@ -312,7 +318,8 @@ def begin(theta: Any, fresh: Any, design: Design) -> Start:
         for t in design.terms
     ]
     u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
-    return Start(theta, block_diagonal(metric), Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), fresh), 0.0)
+    G = tuple(np.zeros((z.shape[1], z.shape[1])) for z in design.z)
+    return Start(theta, block_diagonal(metric), Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), G, fresh), 0.0)
 
 
 class LinearProblem(Problem):
@@ -378,9 +385,7 @@ class LinearProblem(Problem):
         design = self.original
         x = design.theta_start
         if "theta" in start:
-            x = self.scaling.c * start["theta"]
-            diagonal = np.concatenate([t.structure.on_diagonal() for t in design.terms])
-            x = np.where(diagonal & (np.abs(x) < LEAST_START), LEAST_START, x)
+            x = off_ridge(self.scaling.c * start["theta"], design.terms)
         return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:

@@ -89,10 +89,6 @@ def _deviance(model: MixedModel, y: np.ndarray) -> float | None:
     start = {"theta": model._estimates.theta, "phi": model._estimates.phi}
     if not model.is_linear:
         start["beta"] = model._estimates.beta
-    # a variance of 0 at the estimates is a stationary point of every response: start beside it
-    scale = np.abs(start["theta"]).max(initial=0.0) or 1.0
-    diagonal = np.concatenate([t.structure.on_diagonal() for t in model._design.terms])
-    start["theta"] = np.where(diagonal & (np.abs(start["theta"]) < 0.05 * scale), 0.05 * scale, start["theta"])
     control = model._spec.control
     found = problem.run(problem.start(start), opt.Limits(control.tol, control.max_evaluations, False), "own")
     return found.f if found.status == opt.CONVERGED else None

@@ -47,6 +47,29 @@ def test_lanes_of_one_program_are_single_fits() -> None:
         assert_close(many.good, one.good, atol=3e-5 * max(1.0, m.sigma))
 
 
+def singular(formula: str, family: str | None) -> gj.MixedModel:
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"g": np.arange(120) % 12, "h": np.arange(120) // 12 % 5, "n": rng.poisson(1.0, 120)})
+    data["x"] = rng.normal(size=120)
+    data["y"] = np.random.default_rng(3).normal(size=120) + rng.normal(size=5)[data["h"]]
+    with pytest.warns(gj.ConvergenceWarning, match="singular"):
+        return gj.lmer(formula, data) if family is None else gj.glmer(formula, data, family)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    ("formula", "family"), [("n ~ x + (1 | g)", "poisson"), ("y ~ x + (x | g) + (1 | h)", None)], ids=["glmer", "lmer"]
+)
+def test_replicates_of_a_singular_fit_are_refits(formula: str, family: str | None, batched: bool) -> None:
+    """An estimate of 0 is no place to start from: the deviance is stationary there for every response."""
+    m = singular(formula, family)
+    made = m.bootstrap(30, seed=1, batched=batched)
+    names = [name for name in made.frame if not name.startswith("cor_")]  # there are none beside a variance of 0
+    refits = m.refit_many(m.simulate(30, seed=1))[names]
+    assert not made.failed and (refits.iloc[:, 0] > 0.05).sum() > 8
+    assert_close(made.frame[names], refits, atol=1e-3)
+
+
 @pytest.mark.parametrize("sizes", [[6] * 12, [60, 3, 4, 5, 3, 3, 4, 9, 3, 5, 4, 3]], ids=["even", "uneven"])
 def test_resampled_groups_in_lanes(sizes: list[int], rng: np.random.Generator) -> None:
     """Rows in a grid, and rows padded; draws without the two treated levels tell nothing of the treatment."""

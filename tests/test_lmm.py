@@ -294,6 +294,61 @@ def test_verbose(capsys: pytest.CaptureFixture[str], sleep: gj.MixedModel) -> No
     assert m.fit_stats.path.shape == (m.fit_stats.evaluations, 5)
 
 
+#: -2 log L of REML fits to data with few differences of groups or none: the lowest of lme4's bobyqa, nloptwrap and
+#: Nelder_Mead at tolerances of 1e-10 and below (R 4.2, lme4 1.1-31)
+ALL_ZERO = {9: 532.41233570782, 18: 524.46267653794, 28: 514.464982311, 35: 490.5871812323}
+FACTOR = {0: 698.725292936, 2: 728.022307586, 5: 704.069249076, 12: 659.703172791, 20: 736.279486310}
+
+
+def all_zero(seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    g = rng.integers(0, 16, 180)
+    rng.random(180)
+    return pd.DataFrame({"g": g, "x": rng.normal(2.0, 1.5, 180), "y": rng.normal(size=180)})
+
+
+def of_a_factor(seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    g, f = np.repeat(np.arange(12), 20), np.tile(list("abc"), 80)
+    u = rng.normal(size=12) * [0.0, 0.3, 1.0][seed % 3]
+    return pd.DataFrame({"y": u[g] + rng.normal(size=240), "g": g, "f": f})
+
+
+def test_singular_fits_converge_in_few_evaluations() -> None:
+    """Where a covariance loses rank the search still knows the curvature across its range."""
+    cases = [("y ~ x + (x | g)", all_zero(seed), best) for seed, best in ALL_ZERO.items()]
+    cases += [("y ~ 0 + f + (0 + f | g)", of_a_factor(seed), best) for seed, best in FACTOR.items()]
+    for formula, data, best in cases:
+        m = gj.lmer(formula, data, control={"check_singular": "ignore"})
+        assert m.converged and m.fit_stats.evaluations <= 40
+        assert m.objective <= best + 1e-6
+
+
+@pytest.mark.parametrize(("formula", "data"), [("y ~ x + (x | g)", all_zero(9)), ("y ~ f + (f | g)", of_a_factor(3))])
+def test_curvature_where_a_column_is_zero(formula: str, data: pd.DataFrame) -> None:
+    """The Hessian that judges a singular fit has the exact one's curvature in the columns at 0."""
+    m, exact = (gj.lmer(formula, data, control={"check_singular": "ignore", "exact": exact}) for exact in (False, True))
+    zero = np.flatnonzero(exact.theta == 0.0)
+    assert zero.size and np.array_equal(zero, np.flatnonzero(m.theta == 0.0))
+    mine, right = (np.asarray(x._estimates.hessian)[np.ix_(zero, zero)] for x in (m, exact))
+    assert_close(mine, right, atol=1e-3 * np.abs(right).max())
+
+
+def test_starts_at_zero_are_moved() -> None:
+    """The criterion is even in each column of the factor: at 0 its gradient vanishes, minimum or not."""
+    data = of_a_factor(2)
+    data["count"] = np.random.default_rng(2).poisson(np.exp(0.5 * data["y"]))
+    for formula, size in (("y ~ f + (1 | g)", 1), ("y ~ f + (f | g)", 6)):
+        fits = [gj.lmer(formula, data, start=s, control={"check_singular": "ignore"}) for s in (None, [0.0] * size)]
+        assert_close(fits[1].objective, fits[0].objective, atol=1e-8)
+    start = {"theta": [0.0]}
+    fits = [gj.glmer("count ~ f + (1 | g)", data, "poisson", start=s) for s in (None, start)]
+    assert fits[0].theta[0] > 0.1
+    assert_close(fits[1].theta, fits[0].theta, atol=1e-5)
+    design = gj.design("count ~ f + (1 | g)", data)
+    assert_close(gj.fit_design(design, "poisson", start=start).theta, fits[0].theta, atol=1e-5)
+
+
 def test_singular_fits() -> None:
     data = load_data("Dyestuff2")
     with pytest.warns(gj.ConvergenceWarning, match="singular"):
