@@ -53,7 +53,8 @@ def glmer(
             for adaptive Gauss-Hermite quadrature with k points per random effect, for models with one
             grouping factor and up to 4 random effects d per level, k^d at most 100,000.
         weights: column name, array or Series; trials for binomial proportions, else prior weights that
-            multiply the log density. Rows of weight 0 are dropped.
+            multiply the log density. Rows of weight 0 are dropped. A pandas object here, in `offset` and in `subset`
+            goes by its index, everything else by position.
         offset: column name, array or Series, added to the linear predictor (and to ``offset()`` terms).
         hessian: "expected" (lme4's Laplace), "observed" (glmmTMB's), or None for the family's default.
         start: any of "theta" (n_theta,), "beta" or "fixef" (p,), "phi" (n_phi,).
