@@ -37,6 +37,11 @@ ARMIJO = 1e-4
 MAX_BACKTRACKS = 25
 #: central-difference step in standard errors (measured error 3e-8 relative in the Hessian)
 DIFFERENCE_STEP = 1e-3
+#: part of the curvature that may change within half a difference, about 1 in 1,000 of it for most; the error of the
+#: whole one is of the order of its square. Beyond, shorter steps are taken, down to the second factor.
+CHANGE, SHORTEST = 1e-2, 1e-3
+#: curvature, in units of 1 / SE^2, below which a direction is noise and its change says nothing
+NOISE = 1e-3
 #: relative rounding error granted to the deviance
 ROUNDING = 2e-13
 #: the same two in single precision
@@ -67,6 +72,7 @@ class State(NamedTuple):
     phase: Array
     column: Array  # of the Hessian differences, 0 .. 2 P - 1
     spacing: Array  # (P,) difference steps
+    shorter: Array  # times that they were shortened
     gradients: Array  # (2 P, P)
     hessian: Array  # (P, P), NaN until computed
     decrement: Array
@@ -125,6 +131,7 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
         phase=count + _SEARCH,
         column=count,
         spacing=jnp.ones_like(x0),
+        shorter=count,
         gradients=jnp.zeros((2 * P, P), x0.dtype),
         hessian=jnp.full((P, P), jnp.nan, x0.dtype),
         decrement=zero + jnp.inf,
@@ -280,9 +287,12 @@ def _difference(s: State, g: Array, carry: Any, finite: Array, limits: Limits) -
 
 
 def _judge(s: State, limits: Limits) -> State:
-    """The Hessian is complete: done, or one more Newton step."""
+    """The Hessian is complete: done, or again with shorter steps, or one more Newton step."""
     H = (s.gradients[0::2] - s.gradients[1::2]) / (2.0 * s.spacing[:, None])
     H = 0.5 * (H + H.T)
+    change = _change(s, H)
+    again = (change > CHANGE).any() & (s.shorter < 2)
+    shortened = s.spacing * jnp.where(change > CHANGE, jnp.clip(0.1 * CHANGE / change, SHORTEST, 1.0), 1.0)
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 1e-300))
     units = scale[:, None] * scale[None, :]
     inverse = one_inverse(H / units)[0] / units
@@ -292,10 +302,14 @@ def _judge(s: State, limits: Limits) -> State:
     decrement = jnp.where(positive, -0.5 * slope, s.decrement)
     # the true Hessian may promise a gain that BFGS's approximation did not see
     in_time = (s.status != EVALUATION_LIMIT) & (s.search_evaluations < limits.max_evaluations)
-    polish = positive & (decrement > limits.tol) & (s.polish < 3) & in_time
+    polish = positive & (decrement > limits.tol) & (s.polish < 3) & in_time & ~again
     enough = positive & (decrement <= limits.tol) & (s.status != EVALUATION_LIMIT)
     return s._replace(
-        trial=jnp.where(polish, s.x + direction, s.trial),
+        trial=jnp.where(again, s.x.at[0].add(shortened[0]), jnp.where(polish, s.x + direction, s.trial)),
+        hint=jax.tree.map(lambda at, now: jnp.where(again, at, now), s.carry, s.hint),
+        spacing=jnp.where(again, shortened, s.spacing),
+        shorter=s.shorter + again,
+        column=jnp.where(again, 0, s.column).astype(jnp.int32),
         hessian=H,
         inverse=jnp.where(positive, inverse, s.inverse),
         direction=jnp.where(polish, direction, s.direction),
@@ -304,9 +318,21 @@ def _judge(s: State, limits: Limits) -> State:
         backtracks=jnp.where(polish, 0, s.backtracks).astype(jnp.int32),
         polish=s.polish + polish,
         decrement=decrement,
-        phase=jnp.where(polish, _SEARCH, _DONE).astype(jnp.int32),
+        phase=jnp.where(again, _DIFFERENCE, jnp.where(polish, _SEARCH, _DONE)).astype(jnp.int32),
         status=jnp.where(enough, CONVERGED, s.status).astype(jnp.int32),
     )
+
+
+def _change(s: State, H: Array) -> Array:
+    """(P,) change of the curvature from one half of each central difference to the other, as a part of it.
+
+    Zero in single precision, where it is rounding.
+    """
+    if s.x.dtype == jnp.float32:
+        return jnp.zeros_like(s.x)
+    bend = (s.gradients[0::2] - 2.0 * s.g + s.gradients[1::2]) / s.spacing[:, None]
+    size = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 2.0 * NOISE * (DIFFERENCE_STEP / s.spacing) ** 2))
+    return (jnp.abs(bend) / (2.0 * size[:, None] * size)).max(axis=1)
 
 
 def minimise(

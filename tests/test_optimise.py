@@ -62,6 +62,33 @@ def test_minimise_rosenbrock() -> None:
     assert path[:, 2].min() == pytest.approx(float(s.f), abs=1e-15)
 
 
+@jax.jit
+def minimise_narrow(width: Any) -> opt.State:
+    """From a minimum at 0 the curvature falls from 2 / width^2 + .02 to .02 within `width`, skewly in the first."""
+
+    def objective(x: Any, carry: Any) -> Any:
+        def f(x: Any) -> Any:
+            t = (x[0] + 0.3 * x[1]) / width
+            return jnp.log1p(t**2 + t**3 / 4.0 + t**4 / 10.0) + 0.01 * (x @ x) + x[1] ** 2
+
+        value, gradient = jax.value_and_grad(f)(x)
+        return value, gradient, carry, jnp.ones((), jnp.int32), None
+
+    # the metric is that of the outer part: its differences would span the narrow one
+    metric = jnp.diag(jnp.array([50.0, 0.5]))
+    return opt.minimise(objective, jnp.zeros(2), metric, jnp.zeros(()), opt.Limits(1e-12, 200, True), 100)
+
+
+@pytest.mark.parametrize("width", [10.0, 0.1, 0.01])
+def test_hessian_where_the_curvature_changes_fast(width: float) -> None:
+    """Steps of 1e-3 of a rough standard error are shortened where the curvature changes within them."""
+    s = minimise_narrow(width)
+    narrow = 2.0 / width**2
+    exact = np.array([[narrow + 0.02, 0.3 * narrow], [0.3 * narrow, 0.09 * narrow + 2.02]])
+    assert_close(s.hessian, exact, rtol=1e-4)
+    assert int(s.shorter) == (0 if width == 10.0 else 1)
+
+
 def test_minimise_stops_at_its_limit() -> None:
     s = minimise_rosenbrock(jnp.array([-1.2, 1.0]), opt.Limits(1e-12, 5, False))
     assert int(s.status) == opt.EVALUATION_LIMIT and int(s.search_evaluations) == 5
