@@ -209,7 +209,7 @@ def anova(
 
 def _sequential(model: MixedModel) -> AnovaTable:
     """lme4's table of one generalised model: squared entries of R_X beta, summed by term."""
-    effects = np.linalg.cholesky(model._laplace_pieces[1]).T @ model.beta
+    effects = model._RX @ model.beta
     assign = np.asarray(model._data.assign)
     rows = []
     for t in range(1, len(model._data.term_labels) + 1):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import _optimise as opt
+from ._basis import scale_many
 from ._covariance import Unstructured, semidefinite_cholesky
 from ._design import Design, Term, off_ridge
 from ._engine import Ends, Engine, Generalised, Kind, Linear
@@ -72,26 +73,16 @@ class Many:
         return Many(*(getattr(self, name)[rows] for name in Many.__dataclass_fields__))
 
 
-def scale(design: Design, own: Any, linear: bool) -> tuple[Design, np.ndarray, np.ndarray]:
-    """The design in internal units, and A (B or 1, p, p) and c (B or 1, n_theta) as in `_fit.Scaling`."""
-    zs, scales = [], []
-    for z in design.z:
-        rows = np.maximum((z != 0.0).any(-1).sum(-1), 1)[..., None]
-        rms = np.sqrt(np.square(z).sum(-2) / rows)
-        rms = np.where(rms > 0.0, rms, 1.0)
-        zs.append(z if np.all(rms == 1.0) else z / rms[..., None, :])
-        scales.append(rms if rms.ndim == 2 else rms[None])
-    B = max(s.shape[0] for s in scales)
-    scales = [np.broadcast_to(s, (B, s.shape[1])) for s in scales]
-    c = np.concatenate([t.structure.scale(scales[t.block][:, t.columns].T).T for t in design.terms], axis=1)
-    out = replace(design, z=tuple(zs))
+def scale(design: Design, linear: bool) -> tuple[Design, np.ndarray, np.ndarray, np.ndarray]:
+    """The design in internal units, A (B or 1, p, p) as in `_fit.Scaling`, and C and C^-1 as `_basis.scale_many`."""
+    out, C, inverse = scale_many(design)
     X = np.asarray(design.X)
     p = X.shape[-1]
     if linear or not p:
-        return out, np.broadcast_to(np.eye(p), (1, p, p)), c
+        return out, np.broadcast_to(np.eye(p), (1, p, p)), C, inverse
     A = np.linalg.qr(X, mode="r") / np.sqrt(X.shape[-2])
     Xs = X @ np.linalg.inv(A)
-    return replace(out, X=np.ascontiguousarray(Xs)), A if A.ndim == 3 else A[None], c
+    return replace(out, X=np.ascontiguousarray(Xs)), A if A.ndim == 3 else A[None], C, inverse
 
 
 def fit_block(
@@ -105,11 +96,11 @@ def fit_block(
     """
     kind, start = engine.kind, start or {}
     linear = isinstance(kind, Linear)
-    scaled, A, c = scale(design, own, linear)
-    c = np.broadcast_to(c, (engine.block, c.shape[1]))[:count]
+    scaled, A, C, C_inverse = scale(design, linear)
+    C_inverse = np.broadcast_to(C_inverse, (engine.block, *C.shape[1:]))[:count]
     family = kind.family if isinstance(kind, Generalised) else None
     phi = np.zeros(0) if family is None else family.finite_start(start.get("phi", family.phi_start()))
-    theta = off_ridge(start["theta"] * c[0], design.terms) if "theta" in start else design.theta_start
+    theta = off_ridge(C[0] @ start["theta"], design.terms) if "theta" in start else design.theta_start
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
@@ -119,7 +110,7 @@ def fit_block(
         if not limits.hessian:
             return ends
         for _ in range(SETTLINGS):
-            ends, settled = _settle_singular(_leave_saddles(ends, again), again, design.terms, c, linear)
+            ends, settled = _settle_singular(_leave_saddles(ends, again), again, design.terms, linear)
             if _shape(ends.hessian[settled]).minimum.all():
                 break
         return ends
@@ -127,7 +118,7 @@ def fit_block(
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
-    return judge(ends, kind, design.terms, A[:count], c, limits, rows[:count])
+    return judge(ends, kind, design.terms, A[:count], C_inverse, limits, rows[:count])
 
 
 @dataclass(frozen=True)
@@ -230,12 +221,12 @@ def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> End
 
 
 def _settle_singular(
-    ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], c: np.ndarray, linear: bool
+    ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], linear: bool
 ) -> tuple[Ends, np.ndarray]:
     """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing, and the numbers of the
     datasets where that was done; see `_fit`."""
-    t = c.shape[1]
-    theta = ends.x[:, :t] / c
+    t = sum(term.structure.n_theta for term in terms)
+    theta = ends.x[:, :t]
     proposal = theta.copy()
     for term in terms:
         part = proposal[:, term.theta]
@@ -253,7 +244,7 @@ def _settle_singular(
     if not which.size:
         return ends, which
     x = ends.x[which].copy()
-    x[:, :t] = proposal[which] * c[which]
+    x[:, :t] = proposal[which]
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
     new = again(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
@@ -270,15 +261,21 @@ def _settle_singular(
 
 
 def judge(
-    ends: Ends, kind: Kind, terms: tuple[Term, ...], A: np.ndarray, c: np.ndarray, limits: opt.Limits, rows: np.ndarray
+    ends: Ends,
+    kind: Kind,
+    terms: tuple[Term, ...],
+    A: np.ndarray,
+    C_inverse: np.ndarray,
+    limits: opt.Limits,
+    rows: np.ndarray,
 ) -> Many:
     """Estimates in the user's units, and whether each is a minimum.
 
     Args:
-        A: (B or 1, p, p) and c: (B, n_theta), as `scale`. rows: (B,) rows of each dataset.
+        A: (B or 1, p, p) and C_inverse: (B, n_theta, n_theta), as `scale`. rows: (B,) rows of each dataset.
     """
     B, P = ends.x.shape
-    t, p = c.shape[1], A.shape[-1]
+    t, p = C_inverse.shape[-1], A.shape[-1]
     f, status = ends.numbers[:, 0], ends.numbers[:, 2].astype(int)
     linear = isinstance(kind, Linear)
     outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
@@ -292,7 +289,7 @@ def judge(
     decrement = 0.5 * np.sum(weight * along**2, axis=1)
     use = shape.finite & np.isfinite(decrement) & bool(limits.hessian)
     decrement = np.where(use, decrement, ends.numbers[:, 1])
-    theta = ends.x[:, :t] / c
+    theta = (C_inverse @ ends.x[:, :t, None])[..., 0]
     for term in terms:
         part = theta[:, term.theta]
         diagonal = term.structure.on_diagonal()
@@ -345,7 +342,7 @@ def judge(
         vcov,
         df,
         converged,
-        np.asarray((np.abs(theta[:, on]) < SINGULAR).any(axis=1)),
+        np.asarray((np.abs(ends.x[:, :t][:, on]) < SINGULAR).any(axis=1)),
         np.asarray(shape.flat.any(axis=1)),
         status,
         decrement,

@@ -167,7 +167,8 @@ def bootstrap(
                 if not model.is_linear:
                     good[i] &= not (np.abs(beta) * spread > RUN_OFF).any()
                 out[i] = _values(model, theta, beta, sigma, phi)
-                diagonals = [np.diag(t.structure.host_factor(theta[t.theta])) for t in problem.original.terms]
+                inner = np.asarray(found.x)
+                diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
                 singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
     good &= ~deficient
     out[~good] = np.nan

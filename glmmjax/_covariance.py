@@ -91,10 +91,10 @@ class Unstructured:
         rows, cols = self.index()
         return rows == cols
 
-    def scale(self, s: Any) -> Any:
-        """Factors c with theta -> c * theta when row j of T is multiplied by s_j (z_j divided by s_j)."""
-        rows, _ = self.index()
-        return s[rows]
+    def turn(self, L: Any) -> Any:
+        """C (..., n_theta, n_theta) with theta -> C theta when T becomes L T (z becomes z L^-1), L lower triangular."""
+        rows, cols = self.index()
+        return L[..., rows[:, None], rows] * (cols[:, None] == cols)
 
     def flip(self, T: Any) -> Any:
         """Signs (k,) that make T's columns canonical: diagonal >= 0, or the first non-zero entry > 0."""
@@ -142,8 +142,8 @@ class Diagonal:
     def on_diagonal(self) -> np.ndarray:
         return np.ones(self.k, bool)
 
-    def scale(self, s: Any) -> Any:
-        return s
+    def turn(self, L: Any) -> Any:
+        return L * np.eye(self.k, dtype=bool)
 
     def flip(self, T: Any) -> Any:
         lib = _library(T)

@@ -133,13 +133,14 @@ class Satterthwaite:
 
     def __init__(self, model: MixedModel, exact: bool | None = None) -> None:
         problem = _problem(model)
-        theta = problem.scaling.c * model.theta
+        basis = problem.scaling.basis
+        theta = basis.inner(model.theta)
         with persistent_cache(), x64():
             data: Any = problem._arguments
             if problem.original.plan.size <= MAX_EXACT if exact is None else exact:
                 found = _exact(theta, *data)
             else:
-                curvature = np.diag(model._estimates.hessian) / problem.scaling.c**2
+                curvature = np.diag(basis.inverse.T @ model._estimates.hessian @ basis.inverse)
                 found = _by_differences(theta, STEP / np.sqrt(np.maximum(curvature, 1.0)), *data)
             (H, self.slopes), self.covariance = jax.tree.map(np.asarray, found)
         values, vectors = np.linalg.eigh(0.5 * (H + H.T))
@@ -191,7 +192,7 @@ class KenwardRoger:
         with persistent_cache(), x64():
             cross: Any = jax.tree.map(np.asarray, problem.cross)
         p = design.p
-        S = _covariances(problem.scaling.c * model.theta, design, [A.shape[-1] for A in cross.blocks.diagonal])
+        S = _covariances(problem.scaling.basis.inner(model.theta), design, [A.shape[-1] for A in cross.blocks.diagonal])
         A, B, positions = _stacked(cross, design, model)  # (b, r, r), (b, r, p)
         AS, SB = np.empty_like(A), np.empty_like(B)
         for s, at in zip(S, positions, strict=True):

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
+from ._basis import Basis
 from ._covariance import settle
 from ._design import Design, off_ridge
 from .families import LOG_PHI_MAX, Family, reported
@@ -47,32 +48,23 @@ PATH_LENGTH = 64
 class Scaling:
     """Internal units of a design, undone exactly in every result.
 
-    X = Xs A with Xs'Xs = n I (A from the QR factorisation of X), so that beta_s = A beta; the columns
-    of z have unit root mean square, so that theta_s = c * theta.
+    X = Xs A with Xs'Xs = n I (A from the QR factorisation of X), so that beta_s = A beta; z and theta as in `_basis`.
     """
 
     A: np.ndarray  # (p, p)
-    c: np.ndarray  # (n_theta,)
+    basis: Basis
     n_phi: int
 
     def jacobian(self, joint: bool) -> np.ndarray:
         """d(internal parameters) / d(theta, beta, log phi); without beta if `joint`."""
-        if joint:
-            return np.diag(np.concatenate([self.c, np.ones(self.n_phi)]))
-        size = self.c.size + self.A.shape[0] + self.n_phi
-        J = np.eye(size)
-        t, p = self.c.size, self.A.shape[0]
-        J[:t, :t] = np.diag(self.c)
-        J[t : t + p, t : t + p] = self.A
-        return J
+        parts = [self.basis.C, *([] if joint else [self.A]), np.eye(self.n_phi)]
+        return block_diagonal(parts)
 
     def external(self, x: np.ndarray, joint: bool) -> np.ndarray:
         """Internal -> (theta, beta, log phi), or without beta if `joint`; along the first axis of x."""
-        if joint:
-            scale = np.concatenate([self.c, np.ones(self.n_phi)])
-            return np.asarray(x / scale.reshape(-1, *[1] * (x.ndim - 1)))
-        out: np.ndarray = np.linalg.solve(self.jacobian(joint), x)
-        return out
+        t, p = self.basis.C.shape[0], 0 if joint else self.A.shape[0]
+        beta = np.linalg.solve(self.A, x[t : t + p]) if p else x[t:t]
+        return np.concatenate([self.basis.outer(x[:t]), beta, x[t + p :]])
 
 
 @dataclass(frozen=True)
@@ -429,7 +421,7 @@ def _settle_singular(
     design = problem.original
     x = np.asarray(state.x)
     t = design.n_theta
-    theta = x[:t] / problem.scaling.c
+    theta = x[:t]
     proposal = theta.copy()
     for term in design.terms:
         part = theta[term.theta]
@@ -438,7 +430,7 @@ def _settle_singular(
     if np.array_equal(proposal, theta):
         return state, extra
     x0 = x.copy()
-    x0[:t] = proposal * problem.scaling.c
+    x0[:t] = proposal
     once = limits._replace(max_evaluations=1)
     settled = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
     extra += settled.search_evaluations

@@ -25,6 +25,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
+from ._basis import scale_traced
 from ._control import unknown_argument
 from ._covariance import settle
 from ._design import Design, Term, factors, linear_predictor, off_ridge, u_from_blocks
@@ -243,10 +244,10 @@ def _fit(design: Design, given: dict[str, Array], limits: opt.Limits, kind: Kind
     Its parts are compiled apart, so that outside `jax.jit` the value and either derivative share the program of the
     search.
     """
-    scaled, A, c, start = _prepare(design, given, kind)
+    scaled, A, C_inverse, start = _prepare(design, given, kind)
     found = optimum(scaled, start, limits, kind)
     H = _hessian(found.x, found.hint, scaled, kind) if covariance and not _profiles_beta(kind) else None
-    return _estimates(found, H, design, scaled, A, c, kind, covariance)
+    return _estimates(found, H, design, scaled, A, C_inverse, kind, covariance)
 
 
 def _profiles_beta(kind: Kind) -> bool:
@@ -256,10 +257,10 @@ def _profiles_beta(kind: Kind) -> bool:
 
 @partial(jax.jit, static_argnames=("kind",))
 def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Design, Array, Array, _Start]:
-    """The design in internal units, the units A and c as in `_fit.Scaling`, and where the search starts."""
-    scaled, A, c = _scale(design, kind)
+    """The design in internal units, A as in `_fit.Scaling` and C^-1 as in `_basis`, and where the search starts."""
+    scaled, A, C, C_inverse = _scale(design, kind)
     dtype = scaled.y.dtype
-    theta = off_ridge(c * given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype), design.terms)
+    theta = off_ridge(C @ given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype), design.terms)
     phi = jnp.zeros(0, dtype) if isinstance(kind, Linear) else jnp.asarray(kind.family.phi_start(), dtype)
     begin = given.get("phi", phi)
     start = _Start(
@@ -269,7 +270,7 @@ def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Desig
         jnp.where(jnp.isfinite(begin), begin, phi),  # at infinity the density is flat
         _dependent(design.X),
     )
-    return scaled, A, c, start
+    return scaled, A, C_inverse, start
 
 
 def _dependent(X: Array) -> Array:
@@ -278,20 +279,15 @@ def _dependent(X: Array) -> Array:
     return (jnp.abs(jnp.diagonal(R)) <= X.shape[0] * jnp.finfo(X.dtype).eps * jnp.linalg.norm(R, axis=0)).any()
 
 
-def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array]:
-    """The design in internal units, and A (p, p) and c (n_theta,) as in `_fit.Scaling`, constants to derivatives."""
-    zs, scales = [], []
-    for z in design.z:
-        rms = jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(z)), axis=0))
-        scales.append(jnp.where(rms > 0.0, rms, 1.0))
-        zs.append(z / scales[-1])
-    c = jnp.concatenate([t.structure.scale(scales[t.block][t.columns]) for t in design.terms])
-    scaled = replace(design, z=tuple(zs))
-    eye = jnp.eye(design.p, dtype=c.dtype)
+def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array, Array]:
+    """The design in internal units, A (p, p) as in `_fit.Scaling`, and C and C^-1 as in `_basis`: all constants to
+    derivatives."""
+    scaled, C, C_inverse = scale_traced(design)
+    eye = jnp.eye(design.p, dtype=C.dtype)
     if isinstance(kind, Linear) or not design.p:  # `cross_products` sees to X
-        return scaled, eye, c
+        return scaled, eye, C, C_inverse
     A = jnp.linalg.qr(jax.lax.stop_gradient(design.X), mode="r") / design.n**0.5
-    return replace(scaled, X=design.X @ jax.scipy.linalg.solve_triangular(A, eye)), A, c
+    return replace(scaled, X=design.X @ jax.scipy.linalg.solve_triangular(A, eye)), A, C, C_inverse
 
 
 def _canonical(theta: Array, terms: tuple[Term, ...]) -> Array:
@@ -458,7 +454,14 @@ def _runs_off(H: Array, design: Design, to_user: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("kind", "covariance"))
 def _estimates(
-    found: Optimum, H: Array | None, design: Design, scaled: Design, A: Array, c: Array, kind: Kind, covariance: bool
+    found: Optimum,
+    H: Array | None,
+    design: Design,
+    scaled: Design,
+    A: Array,
+    C_inverse: Array,
+    kind: Kind,
+    covariance: bool,
 ) -> DesignFit:
     """Estimates in the user's units; H (P, P) where the covariance of beta is a part of its inverse."""
     if isinstance(kind, Linear):
@@ -466,7 +469,7 @@ def _estimates(
     else:
         beta, phi, sigma, u, objective, vcov = _generalised(found, H, scaled, kind, covariance)
     to_user = jax.scipy.linalg.solve_triangular(A, jnp.eye(design.p, dtype=A.dtype)) if design.p else A
-    theta, beta = found.x[: design.n_theta] / c, to_user @ beta
+    theta, beta = C_inverse @ found.x[: design.n_theta], to_user @ beta
     if covariance:
         vcov = to_user @ vcov @ to_user.T
     if H is not None:

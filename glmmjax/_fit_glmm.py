@@ -18,6 +18,7 @@ from jax import Array
 
 from . import _optimise as opt
 from . import _programs as programs
+from ._basis import scale_z
 from ._buckets import bucket_of
 from ._design import Design, factors, fixed_part, linear_predictor, off_ridge, over_devices
 from ._fit import PATH_LENGTH, Problem, Scaling, Start, unpacked
@@ -55,21 +56,8 @@ def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
         A = triangle(n, lambda rows: X[rows]) / np.sqrt(n)
         for rows in blocks(n):
             Xs[rows] = np.linalg.solve(A.T, X[rows].T).T
-    scaled, c = scale_z(design)
-    return replace(scaled, X=Xs), Scaling(A, c, n_phi)
-
-
-def scale_z(design: Design) -> tuple[Design, np.ndarray]:
-    """The design with columns of z of unit root mean square, and the factors c that theta is multiplied by."""
-    zs, scales = [], []
-    for z in design.z:
-        z = np.asarray(z)
-        rms = np.sqrt(sum(np.square(z[rows]).sum(axis=0) for rows in blocks(z.shape[0])) / z.shape[0])
-        rms = np.where(rms > 0.0, rms, 1.0)
-        zs.append(z if np.all(rms == 1.0) else np.divide(z, rms, out=empty(z.shape)))
-        scales.append(rms)
-    c = np.concatenate([t.structure.scale(scales[t.block][t.columns]) for t in design.terms])
-    return replace(design, z=tuple(zs)), c
+    scaled, basis = scale_z(design)
+    return replace(scaled, X=Xs), Scaling(A, basis, n_phi)
 
 
 def tighter(limits: opt.Limits) -> opt.Limits:
@@ -308,7 +296,7 @@ class GeneralisedProblem(Problem):
         phi = self.family.finite_start(start.get("phi", self.family.phi_start()))
         if theta is None:
             return self.original.theta_start, phi, np.asarray(False)
-        return off_ridge(self.scaling.c * theta, self.original.terms), phi, np.asarray(True)
+        return off_ridge(self.scaling.basis.inner(theta), self.original.terms), phi, np.asarray(True)
 
     def _begin(self, start: dict[str, np.ndarray]) -> Start:
         return Start(*self._programs[0](*self._start_from(start), self._padded))

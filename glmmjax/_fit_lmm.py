@@ -20,11 +20,12 @@ from jax import Array
 
 from . import _optimise as opt
 from . import _programs as programs
+from ._basis import scale_z
 from ._bordered import Columns, quadratic, selected_inverse
 from ._buckets import bucket_of
 from ._design import Design, Term, factors_of, off_ridge
 from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal, unpacked
-from ._fit_glmm import one_fit_options, scale_z
+from ._fit_glmm import one_fit_options
 from ._linalg import (
     Blocks,
     Factor,
@@ -329,10 +330,10 @@ class LinearProblem(Problem):
     guided = True
 
     def __init__(self, design: Design, REML: bool, exact: bool = False) -> None:
-        self._scaled, c = scale_z(design)
+        self._scaled, basis = scale_z(design)
         self.original, self.REML, self.exact = design, REML, exact
         self.family = Gaussian()
-        self.scaling = Scaling(np.eye(design.p), c, 0)
+        self.scaling = Scaling(np.eye(design.p), basis, 0)
         self._cross: CrossProducts | None = None
         self._held = programs.Held()  # compiled for these shapes
         self._bucket = bucket_of(self._scaled)
@@ -385,7 +386,7 @@ class LinearProblem(Problem):
         design = self.original
         x = design.theta_start
         if "theta" in start:
-            x = off_ridge(self.scaling.c * start["theta"], design.terms)
+            x = off_ridge(self.scaling.basis.inner(start["theta"]), design.terms)
         return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:

@@ -60,7 +60,7 @@ def _pieces(m: MixedModel) -> dict[str, Callable[[], Any]]:
         "Tlist": lambda: [T.copy() for T in m._T],
         "ST": lambda: [_st(T) for T in m._T],
         "A": lambda: (dense_Z(m) @ dense_Lambda(m)).T,
-        "RX": lambda: np.linalg.cholesky(m._laplace_pieces[1]).T,
+        "RX": lambda: m._RX,
         "RZX": lambda: _dense_RZX(m),
         "sigma": lambda: m.sigma,
         "flist": lambda: pd.DataFrame({t.group: np.asarray(t.levels)[t.level] for t in terms}, index=m._data.row_index),

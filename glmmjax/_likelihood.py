@@ -17,6 +17,7 @@ import pandas as pd
 from jax import Array
 
 from ._design import Design, Term
+from ._fit import block_diagonal
 from ._fit_glmm import Carry, GeneralisedProblem, deviance_at
 from ._fit_lmm import LinearProblem
 from ._pls import LOG_2PI, CrossProducts, cross_products, profile
@@ -177,12 +178,11 @@ class Likelihood:
         self.model = model
         self.n_theta, self.p = model._design.n_theta, model._design.p
         names = model.theta_names + list(model._data.x_names)
-        c = problem.scaling.c
         if isinstance(problem, LinearProblem):
             sigma = model.sigma
             self.x = np.concatenate([e.theta, e.beta, [np.log(sigma)]])
             self.names = [*names, "log(sigma)"]
-            self._factor = np.concatenate([c, np.ones(self.p + 1)])
+            self._J = block_diagonal([problem.scaling.basis.C, np.eye(self.p + 1)])
             with x64():
                 cross: Any = problem.cross
             self._data: tuple[Any, ...] = (cross, cross.A, reml, problem.original.plan, problem.original.terms)
@@ -212,7 +212,7 @@ class Likelihood:
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
-        inner = x * self._factor if self.layout.linear else x @ self._J.T
+        inner = x @ self._J.T
         f, g = [], []
         with persistent_cache(), x64():
             for start in range(0, len(x), self._lanes):
@@ -222,9 +222,7 @@ class Likelihood:
                 f.append(np.asarray(one)[: len(part)])
                 g.append(np.asarray(two)[: len(part)])
         self.evaluations += len(x)
-        gradient = np.concatenate(g)
-        gradient = gradient * self._factor if self.layout.linear else gradient @ self._J
-        return np.concatenate(f) + self.constant, gradient
+        return np.concatenate(f) + self.constant, np.concatenate(g) @ self._J
 
     def hessian(self, x: np.ndarray, root: np.ndarray | None = None, h: float = 1e-3) -> np.ndarray:
         """(L, P, P) Hessians at x (L, P), by central differences of exact gradients along the columns of `root`, and in
@@ -247,21 +245,20 @@ class Likelihood:
             for start in range(0, m, self._lanes):
                 g = np.minimum(np.arange(start, start + self._lanes), m - 1).astype(np.int32)
                 if isinstance(problem, LinearProblem):
-                    found = _linear_without(g, self._factor * self.x, codes, problem._scaled)
+                    found = _linear_without(g, self._J @ self.x, codes, problem._scaled)
                 else:
                     found = _generalised_without(g, self._J @ self.x, codes, *self._data)
                 out.append(np.asarray(found)[: m - start])
-        gradients = np.concatenate(out)
-        return np.asarray(gradients * self._factor if self.layout.linear else gradients @ self._J)
+        return np.asarray(np.concatenate(out) @ self._J)
 
     def mixed(self, field: str) -> np.ndarray:
         """(P, n) second derivatives of the deviance at the estimates in x and the design's weights, y or offset."""
         problem = self.model._problem
         with persistent_cache(), x64():
             if isinstance(problem, LinearProblem):
-                inner = self._factor * self.x
-                return self._factor[:, None] * np.asarray(_linear_mixed(inner, problem._scaled, field))
-            found = np.asarray(_generalised_mixed(self._J @ self.x, *self._data, field))
+                found = np.asarray(_linear_mixed(self._J @ self.x, problem._scaled, field))
+            else:
+                found = np.asarray(_generalised_mixed(self._J @ self.x, *self._data, field))
         return np.asarray(self._J.T @ found)
 
 

@@ -423,9 +423,10 @@ def _theta_covariance(model: MixedModel) -> np.ndarray:
     problem = model._problem
     if not isinstance(problem, LinearProblem):
         return model._estimates.covariance
-    c = problem.scaling.c
-    shape = curvature(np.asarray(problem.exact_hessian(jnp.asarray(c * model._estimates.theta), None, None)))
-    root = (shape.units / c)[:, None] * shape.vectors
+    basis = problem.scaling.basis
+    at = jnp.asarray(basis.inner(model._estimates.theta))
+    shape = curvature(np.asarray(problem.exact_hessian(at, None, None)))
+    root = basis.outer(shape.units[:, None] * shape.vectors)
     return np.asarray(2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T)
 
 

@@ -20,12 +20,14 @@ import pandas as pd
 from jax import Array
 
 from . import _programs as programs
+from ._basis import inverse_of_lower
 from ._bordered import selected_inverse
 from ._buckets import fill_rows
 from ._control import Control
 from ._covariance import cov_to_sdcor
 from ._design import Design
-from ._fit import Estimates, FitStats, Problem
+from ._fit import Estimates, FitStats, Problem, Scaling
+from ._fit_glmm import GeneralisedProblem, scale_design
 from ._linalg import eliminate, factorise, penalised
 from ._objective import log_density_constant, pieces, products_at, working_weights
 from ._pirls import Blocked, Parameters, reduce_fixed, row_sums
@@ -301,14 +303,20 @@ class MixedModel:
 
     @property
     def is_singular(self) -> bool:
-        """lme4's isSingular: a diagonal entry of some T below 1e-4."""
+        """A diagonal entry of some T below 1e-4 (lme4's isSingular), columns taken in units of their root mean square.
+
+        The terms are judged as they are fitted, so that the answer depends neither on the units of a covariate nor, in
+        a term like (x | g), on where it is 0.
+        """
         return bool(self.singular_terms)
 
     @property
     def singular_terms(self) -> list[str]:
         """The terms whose covariance is singular, as written in the formula; of `||` the columns."""
         texts = self._data.shown_terms
-        pairs = zip(self._T, texts, strict=True)
+        theta = self._problem.scaling.basis.inner(self._estimates.theta)
+        factors = [t.structure.host_factor(theta[t.theta]) for t in self._design.terms]
+        pairs = zip(factors, texts, strict=True)
         return list(dict.fromkeys(t for T, t in pairs if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any()))
 
     @property
@@ -405,11 +413,31 @@ class MixedModel:
         return Parameters(e.theta, e.beta, e.phi), tuple(e.u)
 
     @cached_property
+    def _scaled(self) -> tuple[Design, Scaling]:
+        """The design in internal units, where columns far from 0 cancel nothing, and the units."""
+        problem = self._problem
+        if isinstance(problem, GeneralisedProblem):
+            return problem.design, problem.scaling
+        return scale_design(self._design, 0)
+
+    @cached_property
+    def _inside(self) -> tuple[Parameters, Blocked, Design]:
+        """Estimates, modes u and design in internal units."""
+        e, (design, scaling) = self._estimates, self._scaled
+        return Parameters(scaling.basis.inner(e.theta), scaling.A @ e.beta, e.phi), tuple(e.u), design
+
+    @cached_property
     def _laplace_pieces(self) -> tuple[float, np.ndarray]:
-        """log|L|^2 and R_X'R_X."""
+        """log|L|^2 and R_X'R_X in internal units."""
         with x64():
-            logdet, information = _pieces(*self._device, self._design, self.family, self._spec.hessian)
+            logdet, information = _pieces(*self._inside, self.family, self._spec.hessian)
             return float(logdet), np.asarray(information)
+
+    @property
+    def _RX(self) -> np.ndarray:
+        """(p, p) upper triangular with a positive diagonal."""
+        R = np.linalg.cholesky(self._laplace_pieces[1]).T @ self._scaled[1].A
+        return np.asarray(np.sign(np.diag(R))[:, None] * R)
 
     @cached_property
     def _working_weights(self) -> np.ndarray:
@@ -469,7 +497,8 @@ class MixedModel:
             half = np.linalg.inv(self._estimates.RX)
             return self.sigma**2 * half @ half.T
         if type == "rx" or self.nAGQ == 0:
-            return _symmetric_inverse(self._laplace_pieces[1])
+            half = np.linalg.inv(self._scaled[1].A)
+            return np.asarray(half @ _symmetric_inverse(self._laplace_pieces[1]) @ half.T)
         t, p = self._design.n_theta, self._design.p
         return self._estimates.covariance[t : t + p, t : t + p]
 
@@ -628,11 +657,13 @@ class MixedModel:
             out[group] = pd.DataFrame(values, index=index, columns=columns)
         if condVar:
             with x64():
-                blocks = _conditional_covariances(*self._device, self._design, self.family, self._spec.hessian)
+                inner = _conditional_covariances(*self._inside, self.family, self._spec.hessian)
+            outer = [inverse_of_lower(L) for L in self._scaled[1].basis.L]
+            blocks = [half @ np.asarray(V) @ half.T for half, V in zip(outer, inner, strict=True)]
             for group, indices in self._by_group().items():
                 terms = [self._design.terms[i] for i in indices]
                 pick = np.concatenate([np.arange(t.first, t.first + t.structure.k) for t in terms])
-                cov = np.asarray(blocks[terms[0].block])[:, pick][:, :, pick]
+                cov = blocks[terms[0].block][:, pick][:, :, pick]
                 out[group].attrs["condVar"] = self.sigma**2 * cov
         return out
 
@@ -1016,7 +1047,7 @@ class MixedModel:
         Each lies in [0, 1]; their sum is the effective number of parameters at fixed theta.
         """
         with x64():
-            h = _leverages(*self._device, self._design, self.family, self._spec.hessian)
+            h = _leverages(*self._inside, self.family, self._spec.hessian)
         return pd.Series(np.asarray(h), index=self._data.row_index, name="hat")
 
     def rstandard(self, type: str = "deviance") -> pd.Series:
@@ -1043,7 +1074,7 @@ class MixedModel:
         wrss = float((np.asarray(self._design.weights) / variance * (np.asarray(self._design.y) - mu) ** 2).sum())
         parts = {
             "ldL2": logdet,
-            "ldRX2": float(np.linalg.slogdet(information)[1]),
+            "ldRX2": float(np.linalg.slogdet(information)[1] + 2.0 * np.linalg.slogdet(self._scaled[1].A)[1]),
             "wrss": wrss,
             "ussq": ussq,
             "pwrss": wrss + ussq,

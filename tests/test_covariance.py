@@ -59,7 +59,7 @@ def test_flip_and_scale(make: type, k: int) -> None:
     assert_close((T * signs) @ (T * signs).T, T @ T.T, rtol=1e-14, atol=1e-15)
     # T's rows multiplied by s: the same linear predictor with z divided by s
     s = rng.uniform(0.5, 3.0, k)
-    assert_close(structure.factor(structure.scale(s) * theta), s[:, None] * T, rtol=1e-15)
+    assert_close(structure.factor(structure.turn(np.diag(s)) @ theta), s[:, None] * T, rtol=1e-15)
 
 
 def test_flip_of_a_zero_diagonal_looks_below() -> None:
