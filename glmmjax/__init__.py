@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _loaded  # noqa: F401
+
 if TYPE_CHECKING:
     from . import _parse
     from . import datasets as datasets

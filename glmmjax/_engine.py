@@ -80,10 +80,6 @@ class Kind(Protocol):
     def exact(self) -> bool:
         """Whether `more` is the Hessian (P, P), which the search then leaves out."""
 
-    @property
-    def stored(self) -> str | None:
-        """A text that names the kind among all, by which its programs are kept; None for users' functions."""
-
     def more(self, x: Array, data: Any) -> Array:
         """What is computed at the end of the whole fit, once, (c,)."""
 
@@ -125,11 +121,6 @@ class Generalised:
     def has_more(self) -> bool:
         return self.exact
 
-    @property
-    def stored(self) -> str | None:
-        family = programs.family_key(self.family)
-        return None if family is None else f"Generalised {family} {self.curvature} {self.nAGQ} {self.exact}"
-
     def more(self, x: Array, data: Any) -> Array:
         count = jnp.zeros((), jnp.int32)
         at = Modes(zero_u(data, x.dtype), jnp.zeros(data.p, x.dtype), count)
@@ -170,10 +161,6 @@ class Linear:
     @property
     def has_more(self) -> bool:
         return self.ddf
-
-    @property
-    def stored(self) -> str | None:
-        return repr(self)
 
     def more(self, x: Array, data: Any) -> Array:
         from ._ddf import moving_covariance
@@ -381,14 +368,15 @@ class Engine:
         shapes = tuple(
             (np.shape(a), np.asarray(a).dtype.str if np.isscalar(a) else str(a.dtype)) for a in design.leaves
         )
-        key = (self.kind, design.key, shapes, self.lanes, self.size, self.devices, str(arguments[0].dtype))
+        model = (self.kind, *design.key)
+        rest = (shapes, self.lanes, self.size, str(arguments[0].dtype))
 
         def stored() -> Sequence[Any] | None:
-            text = self.kind.stored
-            return None if text is None else (text, str(design.key), *key[2:5], *key[6:])
+            text = programs.text_of(model)
+            return None if text is None else (text, *rest)
 
         make = partial(self._compile, design, *design.split, arguments, limits)
-        made = programs.obtain(key, stored, self.devices, make)
+        made = programs.obtain((programs.key_of(model), *rest, self.devices), stored, self.devices, make)
         return _Programs(made[0], made[1], made[2] if len(made) > 2 else None)
 
     def _compile(

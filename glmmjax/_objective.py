@@ -188,6 +188,7 @@ def laplace_deviance(
     function theorem, `_pirls.py`).
     """
     warn_if_single_precision()
+    family = family.at_present()
     params = parameters(theta, beta, family, phi)
     value, _ = laplace(params, design, family, zero_u(design, params.beta.dtype), resolve_hessian(hessian, family))
     return value + log_density_constant(design, family)

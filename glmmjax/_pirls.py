@@ -488,6 +488,7 @@ def pirls(
         `PIRLS`: u (q,) in the order of Z's columns, the block factor of the observed penalised
         information at u, status (0 converged), iterations. u is differentiable.
     """
+    family = family.at_present()
     params = parameters(theta, beta, family, phi)
     start = zero_u(design, params.beta.dtype) if u0 is None else u_to_blocks(jnp.asarray(u0), design)
     mode, rows = at_conditional_mode(params, design, start, family, "observed", False)

@@ -8,11 +8,14 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from ._private import private_folder
 
 #: Settings of JAX under which searches that meet NaN on their way, or arrays of several types and ranks, still run,
 #: with the same numbers; each has a context manager of this name.
@@ -113,12 +116,32 @@ def by_precision(double: float, single: float, dtype: Any) -> float:
 
 
 def cache_directory() -> Path | None:
-    """Where compiled programs are kept: $GLMMJAX_CACHE, or the user's cache directory; None if "off"."""
+    """Where compiled programs are kept: $GLMMJAX_CACHE, or the user's cache directory; None if "off".
+
+    The path is absolute, "~" is the home directory. None, too, where there is no home directory.
+    """
     chosen = os.environ.get("GLMMJAX_CACHE")
     if chosen is not None:
-        return None if chosen.lower() in ("", "0", "off", "none", "false") else Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "glmmjax"
+        if chosen.strip().lower() in ("", "0", "off", "none", "false"):
+            return None
+        path = os.path.expanduser(chosen)
+        return None if path.startswith("~") else _absolute(path)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # to be ignored, says its specification
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "glmmjax" if os.path.isabs(base) else None
+
+
+@cache
+def _absolute(path: str) -> Path:
+    """The same wherever the process goes later."""
+    return Path(os.path.abspath(path))
+
+
+def jax_directory() -> Path | None:
+    """Where JAX keeps its programs inside `persistent_cache`, below `cache_directory`."""
+    base = cache_directory()
+    return None if base is None else base / "jax"
 
 
 #: Compiler options for programs over many small fits. YNN, the library that XLA hands sums to, takes 5 ns a number for
@@ -197,14 +220,11 @@ class CacheSettings:
 
 
 def _kept_on_disk() -> dict[str, Any]:
-    directory = None if getattr(jax.config, "jax_compilation_cache_dir", None) else cache_directory()
-    if directory is None:
+    base = None if getattr(jax.config, "jax_compilation_cache_dir", None) else cache_directory()
+    if base is None or private_folder(base, "jax") is None:
         return {}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return {}
-    return {**_SETTINGS, "jax_compilation_cache_dir": str(directory)} if os.access(directory, os.W_OK) else {}
+    folder = str(jax_directory())
+    return {**_SETTINGS, "jax_compilation_cache_dir": folder} if os.access(folder, os.W_OK) else {}
 
 
 #: Context that keeps programs compiled inside it on disk, unless the user configured a cache. A directory that cannot

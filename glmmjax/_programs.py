@@ -3,13 +3,14 @@ compiles it.
 
 JAX's own cache keeps what XLA makes of a traced program, and to ask for it the program must be traced, which takes a
 second. A file here is found by everything that a program depends on: this package's source, JAX, the processor or
-accelerator, model, shapes and settings. A file that cannot be read is made again; a directory that cannot be written is
-passed over.
+accelerator, model, shapes and settings. A file that cannot be read, or is not whole, is made again; a directory that
+cannot be written, or that others can write, is passed over. Models with code of users' own are kept in memory only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import gc
 import hashlib
 import itertools
@@ -17,11 +18,10 @@ import os
 import pickle
 import platform
 import sys
-import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,28 @@ import jaxlib
 import numpy as np
 
 from . import links
+from ._digest import contents
+from ._loaded import source_digest
 from ._memory import mappings, most_mappings
 from ._memory import release as release_memory
-from ._precision import QUICK_OPTIONS, CacheSettings, cache_directory, compile_with, persistent_cache
-from .families import Custom, Family
+from ._precision import (
+    QUICK_OPTIONS,
+    CacheSettings,
+    cache_directory,
+    compile_with,
+    jax_directory,
+    persistent_cache,
+)
+from ._private import private_folder, prune, read, write
+from .links import Link
+
+try:
+    from jax._src.config import trace_context
+except ImportError:  # another version
+
+    def trace_context() -> tuple[Any, ...]:
+        return ()
+
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
 MOST_FILES = 300
@@ -59,6 +77,8 @@ QUICK_NUMBERS = 100_000
 _kept: dict[Any, Programs] = {}
 _turns = itertools.count(1)
 _making: dict[Any, threading.Lock] = {}
+#: XLA reads them once.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
 _lock, _making_room = threading.Lock(), threading.Lock()
 _others = 0  # mappings that stay when all programs are let go, where that was necessary
 _traced = 0  # programs made since traces were let go
@@ -227,6 +247,8 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
     if stored is None or not usable(devices):
         return list(make())
     name = name_of(stored, devices)
+    if name is None:
+        return list(make())
     found = load(name)
     if found is None:
         with fresh():
@@ -250,10 +272,10 @@ def of_one_fit(model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[
     shapes = tuple((leaf.shape, leaf.dtype.str) for leaf in leaves)
 
     def stored() -> Sequence[Any] | None:
-        texts = [text_of(part) for part in model]
-        return None if None in texts else (*texts, str(treedef), shapes)
+        text = text_of((model, treedef))
+        return None if text is None else (text, shapes)
 
-    return obtain((*model, treedef, shapes, device), stored, [device], make)
+    return obtain((key_of(model), key_of(treedef), shapes, device, _settings()), stored, [device], make)
 
 
 class Kept:
@@ -261,7 +283,7 @@ class Kept:
 
     def __init__(self, function: Callable[..., Any], static_argnames: tuple[str, ...]) -> None:
         self._jitted = jax.jit(function, static_argnames=static_argnames)
-        self._name = f"{function.__module__}.{function.__qualname__}"
+        self.__module__, self.__qualname__ = function.__module__, function.__qualname__
 
     def __call__(self, *args: Any, **statics: Any) -> Any:
         leaves = jax.tree.leaves(args)
@@ -272,7 +294,7 @@ class Kept:
             options = QUICK_OPTIONS if sum(np.size(leaf) for leaf in leaves) < QUICK_NUMBERS else None
             return [compile_with(lower(self._jitted, args, statics), options)]
 
-        found = of_one_fit((self._name, *statics.values()), args, make)
+        found = of_one_fit((self, *sorted(statics.items())), args, make)
         return self._jitted(*args, **statics) if found is None else found[0](*args)
 
 
@@ -282,10 +304,62 @@ def kept(*static_argnames: str) -> Callable[[Callable[..., Any]], Kept]:
 
 
 def text_of(value: Any) -> str | None:
-    """A text that names a static argument among all; None if there is none."""
-    if isinstance(value, Family):
-        return family_key(value)
-    return repr(value) if value is None or isinstance(value, (str, int, float)) else None
+    """A text that says all of a static argument, or of the structure of a pytree with those in it.
+
+    None where anything is a user's own: what an object of theirs does is not in its name, and may be edited.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str) or isinstance(value, np.generic):
+        return repr(value)
+    if kind is jax.tree_util.PyTreeDef:
+        node = value.node_data()
+        return "*" if node is None else _joined("tree", [*node, *value.children()])
+    if kind in (tuple, list):
+        return _joined(kind.__name__, value)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
+    if isinstance(value, Kept):
+        return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
+    if isinstance(value, Link) and kind is Link:
+        return f"link {value.name}" if value is links.LINKS.get(value.name) else None
+    if _is_own(kind) and is_dataclass(value):
+        return _joined(kind.__qualname__, [getattr(value, field.name) for field in fields(value)])
+    return _joined(kind.__qualname__, value) if _is_own(kind) and isinstance(value, tuple) else None
+
+
+def _joined(name: str, parts: Iterable[Any]) -> str | None:
+    texts = [text_of(part) for part in parts]
+    return None if None in texts else f"{name}({', '.join(map(str, texts))})"
+
+
+def _is_own(value: Any) -> bool:
+    """Whether this package, or Python itself, has a class or function by its name."""
+    if value.__module__.partition(".")[0] not in (__name__.partition(".")[0], "builtins"):
+        return False
+    found: Any = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def key_of(value: Any) -> Hashable:
+    """A key of a static argument in this process: its `text_of`, else itself together with what its code reads."""
+    text = None if isinstance(value, Kept) else text_of(value)
+    if text is not None:
+        return text
+    if type(value) is tuple:
+        return tuple(map(key_of, value))
+    if type(value) is jax.tree_util.PyTreeDef:
+        return value, contents(_statics(value))
+    return value if isinstance(value, Kept) else (value, contents(value))
+
+
+def _statics(tree: Any) -> list[Any]:
+    """Classes and static data of the nodes of a pytree."""
+    found = list(tree.node_data() or ())
+    for child in tree.children():
+        found += _statics(child)
+    return found
 
 
 def forget() -> None:
@@ -295,11 +369,12 @@ def forget() -> None:
 
 
 def directory() -> Path | None:
-    """Where programs are kept; None where the user keeps JAX's programs elsewhere, or none."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) not in (None, _own()):
+    """Where programs are kept; None where the user keeps JAX's elsewhere, or none, or others could write there."""
+    own = jax_directory()
+    if getattr(jax.config, "jax_compilation_cache_dir", None) not in (None, None if own is None else str(own)):
         return None
     base = cache_directory()
-    return None if base is None else base / "programs"
+    return None if base is None else private_folder(base, "programs")
 
 
 def usable(devices: Sequence[Any]) -> bool:
@@ -307,26 +382,10 @@ def usable(devices: Sequence[Any]) -> bool:
     return devices[0].platform == "cpu" and jax.process_count() == 1 and directory() is not None
 
 
-def _own() -> str | None:
-    base = cache_directory()
-    return None if base is None else str(base)
-
-
-def family_key(family: Family) -> str | None:
-    """A text that names a family of this package and its settings; None for one with a user's functions."""
-    built_in = type(family).__module__ == Family.__module__ and not isinstance(family, Custom)
-    if not built_in or family.link is not links.LINKS.get(family.link.name):
-        return None
-    rest = [repr(getattr(family, f.name)) for f in fields(family) if f.name != "link"]
-    return " ".join([type(family).__name__, family.link.name, *rest])
-
-
 @cache
 def _surroundings() -> str:
-    """Source of this package, JAX, and the machine that code was made for."""
+    """JAX, and the machine that code was made for."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
     for part in (jax.__version__, jaxlib.__version__, platform.machine(), platform.python_version(), _processor()):
         digest.update(part.encode())
     return digest.hexdigest()
@@ -340,13 +399,24 @@ def _processor() -> str:
         return platform.processor()
 
 
-def name_of(parts: Sequence[Any], devices: Sequence[Any]) -> str:
-    """File name of a program that is determined by `parts`, texts or things whose repr says all."""
-    digest = hashlib.sha256(_surroundings().encode())
+def name_of(parts: Sequence[Any], devices: Sequence[Any]) -> str | None:
+    """File name of a program that is determined by `parts`, texts or things whose repr says all.
+
+    None where this process may not run the source that is on disk, or XLA not the flags that are in the environment.
+    """
+    source, flags = source_digest(), os.environ.get("XLA_FLAGS", "")
+    if source is None or flags != _FLAGS:
+        return None
+    digest = hashlib.sha256(f"{source} {_surroundings()}".encode())
     kinds = [(d.platform, d.device_kind, d.id) for d in devices]
-    for part in (*parts, kinds, os.environ.get("XLA_FLAGS", "")):
+    for part in (*parts, kinds, flags, _settings()):
         digest.update(repr(part).encode())
     return digest.hexdigest()[:40]
+
+
+def _settings() -> Hashable:
+    """JAX's settings that change what is traced."""
+    return tuple(x for x in trace_context() if x is None or isinstance(x, (bool, int, str, tuple, enum.Enum)))
 
 
 #: Context without JAX's cache: what comes out of it cannot be written again (XLA leaves its functions out).
@@ -373,14 +443,17 @@ def load(name: str) -> list[Any] | None:
     if folder is None:
         return None
     path = folder / name
+    content = read(path)
+    if content is None:
+        return None
     try:
         from jax.experimental.serialize_executable import deserialize_and_load
 
-        lapack, parts = pickle.loads(path.read_bytes())
+        lapack, parts = pickle.loads(content)
         if lapack:
             _prepare()
         made = [deserialize_and_load(*part) for part in parts]
-    except Exception:  # not there, cut short, of another version: whatever it is, compiling mends it
+    except Exception:  # of another version: whatever it is, compiling mends it
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
@@ -397,16 +470,7 @@ def save(name: str, programs: Sequence[Any]) -> None:
 
         lapack = any("lapack" in program.as_text() for program in programs)
         content = pickle.dumps((lapack, [serialize(program) for program in programs]))
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=folder)  # whole or not at all
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(part, folder / name)
-        except OSError:  # full: leave nothing of it
-            os.unlink(part)
-            raise
-        for old in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime)[:-MOST_FILES]:
-            old.unlink(missing_ok=True)
+        write(folder / name, content)
+        prune(folder, MOST_FILES)
     except Exception:  # read-only, full, or executables that cannot be written: the next process compiles
         return

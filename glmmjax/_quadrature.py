@@ -231,6 +231,7 @@ def agq_deviance(
     if nAGQ > 1:
         check_nodes(int(nAGQ), [z.shape[1] for z in design.z])
     warn_if_single_precision()
+    family = family.at_present()
     params = parameters(theta, beta, family, phi)
     u0 = zero_u(design, params.beta.dtype)
     value, _ = marginal(params, design, family, u0, resolve_hessian(hessian, family), int(nAGQ))

@@ -12,7 +12,8 @@ computed once per fit: the sum of both is normalised, so log-likelihoods are abs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from jax.scipy.special import gammaln, xlogy
 
 from . import _arguments as arguments
 from . import links
+from ._digest import contents
 from ._errors import DataError
 from .links import Link
 
@@ -130,6 +132,20 @@ class Family:
     def phi_names(self) -> tuple[str, ...]:
         """Names of the positive dispersion parameters."""
         return ()
+
+    def at_present(self) -> Family:
+        """The family with what users' functions in it read from outside now: itself, unless that has changed.
+
+        Compiled programs are found by it.
+        """
+        link = self.link.at_present()
+        return self if link is self.link else self._with(link=link)
+
+    def _with(self, **changes: Any) -> Family:
+        other = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         """Log density without its constant, per row."""
@@ -530,6 +546,10 @@ class NegativeBinomial(Family):
         return f"{'nbinom2' if self.theta is None else f'negative.binomial({self.theta:g})'} ({self.link.name})"
 
 
+#: Code of log densities that change what they read themselves when they run: a list of calls, a random generator.
+_CHANGES: set[Any] = set()
+
+
 @dataclass(frozen=True)
 class Custom(Family):
     """A user's family: a log density, and nothing else.
@@ -549,6 +569,10 @@ class Custom(Family):
     Raises:
         TypeError, ValueError: what is wrong with logpdf, found by tracing it: its arguments, NumPy instead of
             jax.numpy, one number for all rows.
+
+    What `logpdf` reads from outside (globals, closures, attributes of its object, a file) is read when a model is
+    fitted; a change of it is seen by the next fit. A fitted model keeps to what it was fitted with, and refuses what
+    would have to read it again.
     """
 
     logpdf: Callable[[Array, Array, Mapping[str, Array]], Array]
@@ -556,6 +580,8 @@ class Custom(Family):
     aux: tuple[tuple[str, float], ...]
     weighs: bool = field(compare=False)  # whether logpdf uses the weights
     sampler: Callable[[np.random.Generator, np.ndarray, Mapping[str, Any]], Any] | None = field(compare=False)
+    #: `logpdf` with what it reads from outside, as it was when the family was made or given to a fit.
+    read: Hashable = field(repr=False)
     name: ClassVar[str] = "custom"
 
     def __init__(
@@ -592,6 +618,14 @@ class Custom(Family):
         object.__setattr__(self, "aux", items)
         object.__setattr__(self, "sampler", sampler)
         object.__setattr__(self, "weighs", used[2 + sorted(numbers).index("weights")])
+        object.__setattr__(self, "read", contents(logpdf))
+
+    def at_present(self) -> Family:
+        other = super().at_present()
+        if contents(self.logpdf) == self.read:
+            return other
+        now = Custom(self.logpdf, other.link, dict(self.aux))
+        return other._with(read=now.read, weighs=now.weighs)
 
     @property
     def phi_names(self) -> tuple[str, ...]:
@@ -603,8 +637,21 @@ class Custom(Family):
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         aux = {name: phi[i] for i, name in enumerate(self.phi_names)}
         # rows of weight 0 are not there, whatever the user's function makes of it
-        value = jnp.where(weights > 0.0, self.logpdf(y, eta, {**aux, "weights": weights}), 0.0)
+        value = jnp.where(weights > 0.0, self._log_density(y, eta, {**aux, "weights": weights}), 0.0)
         return value if self.weighs else weights * value
+
+    def _log_density(self, y: Array, eta: Array, aux: Mapping[str, Array]) -> Array:
+        """`logpdf`, which is traced for several programs of one model: all of them must read the same from outside."""
+        before, code = contents(self.logpdf), getattr(self.logpdf, "__code__", type(self.logpdf))
+        if before != self.read and code not in _CHANGES:
+            raise ValueError(
+                "what the log density of this family reads from outside (globals, closures, attributes) has changed "
+                "since the model was fitted, and this would mix both: fit the model again"
+            )
+        value = self.logpdf(y, eta, aux)
+        if contents(self.logpdf) != before:
+            _CHANGES.add(code)
+        return value
 
     def simulate(
         self, rng: np.random.Generator, eta: np.ndarray, weights: np.ndarray, phi: np.ndarray, sigma: float = 1.0
@@ -651,7 +698,7 @@ def get(family: str | Family, link: str | Link | None = None) -> Family:
     if isinstance(family, Family):
         if link is not None:
             raise ValueError("give the link inside the family object, not twice")
-        return family
+        return family.at_present()
     if not isinstance(family, str):
         raise ValueError(f"family must be a name or a gj.families object, got {type(family).__name__}")
     match = re.fullmatch(r"\s*(?:MASS::)?([A-Za-z][\w.]*)\s*(?:\((.*)\))?\s*", family)

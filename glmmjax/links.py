@@ -8,8 +8,8 @@ user's link needs its inverse only: ``Link("mylink", inverse=f)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._arguments import function, of_rows, text
+from ._digest import contents
 
 Fn = Callable[[Array], Array]
 
@@ -39,12 +40,21 @@ class Link:
     link: Fn | None = None
     log_mean: Fn | None = None
     log1m_mean: Fn | None = None
+    #: What the functions read from outside, as it was when the link was made.
+    read: Hashable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         text(self.name, "name")
         for name in ("inverse", "link", "log_mean", "log1m_mean"):
             if name == "inverse" or getattr(self, name) is not None:
                 function(getattr(self, name), name)
+        read = contents((self.inverse, self.link, self.log_mean, self.log1m_mean))
+        object.__setattr__(self, "read", read)
+
+    def at_present(self) -> Link:
+        """The link with what its functions read from outside now: itself, unless that has changed."""
+        now = replace(self)
+        return self if now == self else now
 
     def log_mu(self, eta: Array) -> Array:
         """log of the mean, elementwise."""

@@ -238,6 +238,7 @@ def test_the_same_question_again_traces_nothing(linear: bool, question: str) -> 
 def test_programs_of_single_fits_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process neither traces nor compiles; what cannot be read or written is made again."""
     folder = tmp_path / "programs"
+    folder.mkdir()
     monkeypatch.setattr(_programs, "directory", lambda: folder)
 
     def fits() -> tuple[np.ndarray, str, int]:

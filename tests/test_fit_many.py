@@ -388,6 +388,7 @@ def test_digests_of_responses(tmp_path) -> None:
 
 
 def test_programs_are_kept_whole(tmp_path, monkeypatch):
+    (tmp_path / "programs").mkdir()
     monkeypatch.setattr(_programs, "directory", lambda: tmp_path / "programs")
     data = table("gaussian", 12, seed=21)
 
@@ -408,8 +409,8 @@ def test_programs_are_kept_whole(tmp_path, monkeypatch):
     assert made == 2
     pd.testing.assert_frame_equal(again, first)
     assert _programs.load(file.name) is not None
-    assert _programs.family_key(get("binomial(probit)")) == "Binomial probit"
-    assert _programs.family_key(Custom(lambda y, eta, aux: -((y - eta) ** 2), "identity")) is None
+    assert _programs.text_of(get("binomial(probit)")) == "Binomial(link probit)"
+    assert _programs.text_of(Custom(lambda y, eta, aux: -((y - eta) ** 2), "identity")) is None
     monkeypatch.setattr(_programs, "directory", lambda: file / "below a file")
     again, made = fit()
     assert made == 2

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
+import types
 import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, load_data
+from scipy.stats import multivariate_normal
 
 import glmmjax as gj
-from glmmjax import _programs
+from glmmjax import _loaded, _private, _programs
+from glmmjax._covariance import Diagonal
 from glmmjax._memory import mappings
+from glmmjax._precision import cache_directory, persistent_cache
 
 linux = pytest.mark.skipif(not mappings(), reason="the system does not tell a process its memory mappings")
 
@@ -189,3 +198,344 @@ def test_the_traces_of_users_stay() -> None:
     _programs._forget_traces()
     mine(np.ones(3))
     assert len(traces) == 1
+
+
+# -------------------- by what programs are found
+
+
+def test_static_keywords_count_by_name_and_type() -> None:
+    @_programs.kept("a", "b")
+    def f(x: Any, a: Any = 1, b: Any = 1) -> Any:
+        return x * a + 100.0 * b
+
+    @_programs.kept("n")
+    def g(x: Any, n: Any) -> Any:
+        return x * (3.0 if n is True else 2.0 if isinstance(n, int) else jnp.copysign(1.0, n))
+
+    one = np.ones(())
+    assert [float(f(one, a=2, b=3)), float(f(one, b=2, a=3))] == [302.0, 203.0]
+    assert [float(f(one, a=5)), float(f(one, b=5))] == [105.0, 501.0]
+    assert [float(g(one, n=n)) for n in (True, 1, 1.0, 0.0, -0.0)] == [3.0, 2.0, 1.0, 1.0, -1.0]
+
+
+def test_functions_of_one_name_are_not_one() -> None:
+    def times(factor: float) -> Any:
+        @_programs.kept()
+        def scaled(x: Any) -> Any:
+            return factor * x
+
+        return scaled
+
+    assert [float(times(k)(np.ones(()))) for k in (2.0, 3.0)] == [2.0, 3.0]
+
+
+@dataclass(frozen=True)
+class Mine(Diagonal):
+    """A user's structure, which may be edited between two runs of a script."""
+
+    def factor(self, theta: Any) -> Any:
+        return 5.0 * super().factor(theta)
+
+
+@dataclass(frozen=True)
+class MyPoisson(gj.families.Poisson):
+    pass
+
+
+def design_with(structure: Any) -> gj.Design:
+    y, level = np.arange(8.0), np.arange(8) % 2
+    return gj.design_arrays(y, np.ones((8, 1)), [(np.ones((8, 1)), level, structure)])
+
+
+OWN = [None, True, 1, 1.0, -0.0, "a", (1, ("b",)), gj.families.Binomial("probit"), Diagonal(1), gj.families.Poisson]
+POSING = type("Diagonal", (Diagonal,), {"__module__": Diagonal.__module__})
+FOREIGN = [
+    Mine(1),
+    POSING(1),
+    (1, Mine(1)),
+    MyPoisson("log"),
+    gj.families.Custom(lambda y, eta, aux: -((y - eta) ** 2)),
+    gj.families.Poisson(gj.links.Link("log", inverse=jnp.exp)),
+    lambda x: x,
+    Mine,
+]
+
+
+def test_only_what_is_of_this_package_is_kept_on_disk() -> None:
+    texts = [_programs.text_of(value) for value in OWN]
+    assert None not in texts and len(set(texts)) == len(OWN)
+    assert [_programs.text_of(value) for value in FOREIGN] == [None] * len(FOREIGN)
+
+    def text(structure: Any) -> str | None:
+        return _programs.text_of(jax.tree.structure((design_with(structure), 0.0)))
+
+    assert "Diagonal(1)" in (text(Diagonal(1)) or "") and text(Mine(1)) is None
+
+
+def test_a_users_structure_is_not_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_programs, "directory", lambda: tmp_path)
+    setup = gj.lmer_setup("Reaction ~ 1 + (1 | Subject)", load_data("sleepstudy"))
+    term = setup.data.terms[0]
+    for structure, files in ((Mine(1), 0), (Diagonal(1), 1)):
+        own = gj.design_arrays(setup.data.y, setup.data.X, [(term.z, term.level, structure)])
+        gj.optimise(gj.deviance_function(replace(setup, design=own)))
+        assert len(list(tmp_path.iterdir())) == files
+
+
+def test_edited_code_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = jax.tree.structure(design_with(Mine(1)))
+    before = [_programs.key_of(Mine(1)), _programs.key_of(tree)]
+    assert before == [_programs.key_of(Mine(1)), _programs.key_of(jax.tree.structure(design_with(Mine(1))))]
+    monkeypatch.setattr(Mine, "factor", lambda self, theta: 2.0 * theta[:, None])
+    assert all(a != b for a, b in zip(before, [_programs.key_of(Mine(1)), _programs.key_of(tree)], strict=True))
+
+
+SD = 1.0
+
+
+def normal(y: Any, eta: Any, aux: Any) -> Any:
+    return -0.5 * ((y - eta) / SD) ** 2 - jnp.log(SD) - 0.5 * jnp.log(2.0 * jnp.pi)
+
+
+def test_what_a_log_density_reads_is_read_at_every_fit(rng: np.random.Generator) -> None:
+    """The likelihood at the estimates is the normal one with the sd of the time; a model does not mix two."""
+    g = np.repeat(np.arange(6), 5)
+    data = {"y": rng.normal(size=30) + rng.normal(size=6)[g] * 3.0, "g": g}
+    here = sys.modules[__name__]
+    family = gj.families.Custom(normal)
+    with pytest.MonkeyPatch.context() as patch:
+        for sd in (1.0, 1.5, 1.0):
+            patch.setattr(here, "SD", sd)
+            m = gj.glmer("y ~ 1 + (1 | g)", data, family)
+            cov = sd**2 * np.eye(30) + m.theta[0] ** 2 * (g[:, None] == g)
+            assert_close(m.loglik, multivariate_normal(np.full(30, m.beta[0]), cov).logpdf(data["y"]), rtol=1e-9)
+        before = m.refit(data["y"][::-1].copy()).loglik
+        patch.setattr(here, "SD", 2.0)
+        assert m.refit(data["y"][::-1].copy()).loglik == before  # by the program that is there
+        _programs.forget()
+        with pytest.raises(ValueError, match="reads from outside.*has changed.*fit the model again"):
+            m.refit(data["y"][::-1].copy())
+
+
+def test_a_log_density_that_keeps_a_record_is_no_error() -> None:
+    calls = []
+
+    def recorded(y: Any, eta: Any, aux: Any) -> Any:
+        calls.append(1)
+        return -((y - eta) ** 2)
+
+    family = gj.families.Custom(recorded)
+    before = len(calls)
+    for _ in range(2):
+        family.kernel(jnp.ones(2), jnp.zeros(2), jnp.ones(2), jnp.ones(0))
+    assert len(calls) == before + 2
+
+
+def test_links_read_anew() -> None:
+    scale = types.SimpleNamespace(by=2.0)
+    link = gj.links.Link("scaled", inverse=lambda eta: scale.by * eta)
+    family = gj.families.Poisson(link)
+    assert gj.families.get(family) is family
+    scale.by = 3.0
+    assert gj.families.get(family) != family and gj.families.get(family).link.inverse(1.0) == 3.0
+
+
+# -------------------- the source
+
+
+def test_the_source_is_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _loaded.source_digest() is not None
+    (tmp_path / "package").mkdir()
+    files = [tmp_path / "a.py", tmp_path / "package" / "b.py"]
+    for file in files:
+        file.write_text("x = 1\n")
+    monkeypatch.setattr(_loaded, "_FOLDER", str(tmp_path))
+
+    def imported() -> str | None:
+        _loaded._digest.cache_clear()
+        monkeypatch.setattr(_loaded, "_at_import", _loaded._now())
+        return _loaded.source_digest()
+
+    found = [imported()]
+    (tmp_path / "notes.txt").write_text("not source")
+    assert imported() == found[0] is not None
+    for file in files:
+        times = file.stat()
+        time.sleep(0.02)
+        file.write_text("x = 2\n")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long as before, and as old
+        assert _loaded.source_digest() is None
+        found.append(imported())
+    files[1].unlink()
+    assert _loaded.source_digest() is None
+    found.append(imported())
+    assert None not in found and len(set(found)) == 4
+    _loaded._digest.cache_clear()
+
+
+def test_programs_of_another_source_or_other_flags_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_programs, "directory", lambda: tmp_path)
+
+    def files() -> int:
+        _programs.forget()
+        made = jax.jit(lambda x: x + 1.0).lower(np.zeros(3)).compile()
+        _programs.obtain("own", lambda: ["own"], jax.local_devices()[:1], lambda: [made])
+        return len(list(tmp_path.iterdir()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_programs, "source_digest", lambda: None)
+        assert files() == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--set_after_xla_read_them")
+        assert files() == 0
+    assert files() == 1
+
+
+# -------------------- the folder
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes say who may write")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@posix
+@pytest.mark.parametrize("mask", [0, 0o022, 0o777])
+def test_folders_are_their_owners_alone(mask: int, tmp_path: Path, umask: Callable[[int], int]) -> None:
+    umask(mask)
+    folder = _private.private_folder(tmp_path / "a" / "b", "programs")
+    assert folder == tmp_path / "a" / "b" / "programs"
+    assert [mode(p) for p in (folder, *folder.parents[:2])] == [0o700] * 3
+    _private.write(folder / "name", b"body")
+    assert mode(folder / "name") & 0o077 == 0
+
+
+@posix
+@pytest.mark.parametrize("writable", [0o770, 0o702, 0o1777])
+@pytest.mark.parametrize("which", ["base", "programs"])
+def test_folders_that_others_can_write_are_passed_over(which: str, writable: int, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    assert _private.private_folder(base, "programs") is not None
+    (base if which == "base" else base / which).chmod(writable)
+    assert _private.private_folder(base, "programs") is None
+
+
+@posix
+def test_folders_of_others_and_links_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    base.mkdir(0o755)
+    elsewhere.mkdir(0o755)
+    (base / "programs").symlink_to(elsewhere)
+    assert _private.private_folder(base, "programs") is None
+    (base / "programs").unlink()
+    (base / "programs").write_bytes(b"a file")
+    assert _private.private_folder(base, "programs") is None
+    (base / "programs").unlink()
+    (base / "programs").mkdir(0o755)
+    assert _private.private_folder(base, "programs") is not None and mode(base / "programs") == 0o700
+    assert mode(base) == 0o755  # a folder that the user made is left as it is
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(base).st_uid + 1)
+    assert _private.private_folder(base, "programs") is None
+
+
+def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    file, body = tmp_path / "name", bytes(range(100))
+    _private.write(file, body)
+    assert _private.read(file) == body
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        assert _private.read(file) is None
+        file.write_bytes(whole[:at])
+        assert _private.read(file) is None
+    file.write_bytes(whole + b"\0")
+    assert _private.read(file) is None
+    _private.write(file, body)
+    assert _private.read(file) == body
+    assert _private.read(tmp_path / "missing") is None and _private.read(tmp_path) is None
+
+
+@posix
+def test_files_that_others_could_have_written_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, link = tmp_path / "name", tmp_path / "link"
+    _private.write(file, b"body")
+    link.symlink_to(file)
+    assert _private.read(link) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert _private.read(tmp_path / "pipe") is None
+    for writable in (0o620, 0o602):
+        file.chmod(writable)
+        assert _private.read(file) is None
+    file.chmod(0o644)
+    assert _private.read(file) == b"body"
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(file).st_uid + 1)
+    assert _private.read(file) is None
+
+
+def test_other_things_in_the_folder_stay_and_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for k in range(5):
+        _private.write(tmp_path / str(k), b"body")
+        os.utime(tmp_path / str(k), (k, k))
+    _private.prune(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "4", "broken", "name"]
+    with pytest.raises(OSError):
+        _private.write(tmp_path / "name", b"body")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "4", "broken", "name"]
+
+
+def test_paths_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+
+    def directory(chosen: str | None, xdg: str | None = None) -> Path | None:
+        for name, value in (("GLMMJAX_CACHE", chosen), ("XDG_CACHE_HOME", xdg)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        return cache_directory()
+
+    assert directory("~/x") == tmp_path / "x" and directory("~") == tmp_path
+    assert directory("~no_such_user_here/x") is None and directory(" Off ") is None
+    assert directory(None) == directory(None, "relative") == directory(None, "") == tmp_path / ".cache" / "glmmjax"
+    assert directory(None, str(tmp_path)) == tmp_path / "glmmjax"
+    monkeypatch.chdir(tmp_path)
+    assert directory("kept/here") == tmp_path / "kept" / "here"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert directory("kept/here") == tmp_path / "kept" / "here"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home directory
+    assert directory(None) is None and directory("~/x") is None
+
+
+@posix
+def test_the_cache_of_jax_is_private_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = tmp_path / "cache"
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    monkeypatch.setenv("GLMMJAX_CACHE", str(chosen))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with persistent_cache():
+            assert jax.config.jax_compilation_cache_dir == str(chosen / "jax")  # type: ignore[attr-defined]
+        assert mode(chosen / "jax") == 0o700
+        assert _programs.directory() == chosen / "programs"
+        (chosen / "jax").chmod(0o777)
+        with persistent_cache():
+            assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+        chosen.chmod(0o777)
+        assert _programs.directory() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
