@@ -25,6 +25,7 @@ from ._digest import digest
 from ._engine import Engine, Generalised, Kind, Linear, cores
 from ._errors import DataError
 from ._frame import build
+from ._glmer import split_message
 from ._many_data import Labels, Splitter, Stack, stacks
 from ._many_responses import Responses, Shared, as_responses
 from ._objective import resolve_hessian
@@ -220,6 +221,9 @@ class _Rows(_Source):
         self.names, self.errors = split.names, split.errors
         self.stacks = [stack for group in split.groups for stack in stacks(group, model.family)]
         self._formula = model.formula
+        fitted = next((int(stack.ids[0]) for stack in self.stacks), None)
+        if fitted is not None and any(bar.part for bar in parse(model.formula).bars):
+            split_message(self._splitter.frame(fitted))
 
     def model_arguments(self, i: int) -> tuple[str, Any, dict[str, Any]]:
         return self._formula, *self._splitter.part(i)
@@ -243,6 +247,7 @@ class _Columns(_Source):
         if model.linear and frame.nobs <= frame.X.shape[1]:
             raise DataError(f"{frame.X.shape[1]} fixed effects for {frame.nobs} rows: drop some")
         own = {k: v for k, v in arguments.items() if _by_response(v, responses.B)}
+        split_message(frame)
         self.names, self.errors = responses.names, {}
         self._responses = responses
         self.stacks = [Shared(frame, responses, own, model.family, self.errors)]

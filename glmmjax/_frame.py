@@ -445,6 +445,8 @@ def build(
         raise FormulaError(f"no random-effects term in '{parsed}': add e.g. (1 | group)")
     if table.n == 0:
         raise DataError("the data have no rows")
+    if contrasts is not None and not isinstance(contrasts, Mapping):
+        raise TypeError(f"contrasts must be a dict from columns to contrasts, not {type(contrasts).__name__}")
     contrasts = {quote_name(k) if k in table else k: v for k, v in (contrasts or {}).items()}
 
     state: dict[str, Any] = {}

@@ -228,6 +228,8 @@ class _Parser:
             if bind <= power:
                 return left
             self.at += 1
+            if bind == _POWER["=="] and isinstance(left, Binary) and _POWER[left.op] == bind:
+                self.fail(token, "comparisons cannot be chained", "write e.g. (0 < x) & (x < 1)")
             nxt = self.peek()
             if op in ("|", "||") and (nxt is None or nxt.text in (")", ",")):
                 self.fail(token, f"the grouping factor after '{op}' is missing", "write e.g. (1 | group)")
@@ -548,6 +550,8 @@ class _Expander:
         bit = 1 << self.index[key]
         if isinstance(node, Call) and node.func == "offset":
             self.offset_bits |= bit
+        elif isinstance(node, Call) and base_name(node.func) == "offset":  # R makes it a covariate
+            self.fail(node, f"{node.func}() is no offset", "write offset(...)")
         return bit
 
     def scan(self, node: Node) -> None:

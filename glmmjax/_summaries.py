@@ -94,7 +94,8 @@ def _marginal_mean(model: MixedModel, refit: bool) -> float:
     if list(model._data.x_names) != ["(Intercept)"]:
         if not refit:
             raise ValueError(f"null must have an intercept and nothing else, it has {', '.join(model._data.x_names)}")
-        kept = [*dict.fromkeys(model._data.formula_bars), *map(deparse, model._data.formula.offsets)]
+        formula = model._data.formula
+        kept = [formula.random_formula().removeprefix("~"), *map(deparse, formula.offsets)]
         response = np.asarray(model._design.y)
         model = model.update(". ~ 1 + " + " + ".join(kept), subset=model._data.keep)  # the rows of the fit
         if not np.array_equal(model._design.y, response):  # update starts from the data, refit replaced the response

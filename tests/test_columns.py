@@ -369,5 +369,7 @@ def test_contrasts_go_by_the_levels():
     wanted = build("y ~ f + (1 | g)", d, contrasts={"f": table.to_numpy()}).X
     for given in (table, table.loc[list("rpq")], table.reset_index(drop=True)):
         np.testing.assert_array_equal(build("y ~ f + (1 | g)", d, contrasts={"f": given}).X, wanted)
+    with pytest.raises(TypeError, match="contrasts must be a dict from columns to contrasts, not list"):
+        build("y ~ f + (1 | g)", d, contrasts=[("f", "sum")])
     with pytest.raises(DataError, match="index of the contrasts of 'f' .* differs from the levels"):
         build("y ~ f + (1 | g)", d, contrasts={"f": table.set_axis(list("pqs"))})

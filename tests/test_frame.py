@@ -512,6 +512,11 @@ def test_double_bar_of_a_factor_is_said_once():
         setup = gj.lmer_setup("y ~ 1 + (f || g)", d)
     assert len(seen) == 1 and "(0 + fb | g), (0 + fc | g)" in str(seen[0].message)
     assert setup.data.shown_terms == ("(1 | g)", "(0 + fb | g)", "(0 + fc | g)")
+    many = pd.concat([d.assign(id=1), d.assign(id=2)], ignore_index=True)
+    for given in ({"data": many, "by": "id"}, {"data": d, "y": d[["y", "x"]]}):
+        with pytest.warns(UserWarning, match=r"\(f \|\| g\) makes each") as seen:
+            gj.fit_many("y ~ 1 + (f || g)", **given)
+        assert len(seen) == 1
     with pytest.warns(UserWarning, match=r"\(0 \+ poly\(x, 2\) \| g\), with all their"):
         gj.lmer_setup("y ~ 1 + (poly(x, 2) || g)", d)
     with warnings.catch_warnings():

@@ -246,6 +246,8 @@ MALFORMED = [
     ("y ~ (1 | (g/h):a)", "'g/h' in parentheses or beside ':'", "g/h"),
     ("y ~ (1 | (g/h)/a)", "'g/h' in parentheses or beside ':'", "g/h"),
     ("y ~ (1 | a:(b:(c/d)))", "'c/d' in parentheses or beside ':'", "c/d"),
+    ("y ~ I(0 < x < 1)", "comparisons cannot be chained; write", "<"),
+    ("y ~ x + stats::offset(z)", "stats::offset() is no offset; write offset(...)", "stats::offset(z)"),
     ("y ~ (1 | g) - (1 | h)", "there is no (1 | h) before it to remove", "1 | h"),
     ("y ~ (1 | g) - (x || g)", "there is no (x || g) before it to remove", "x || g"),
     (r"y ~ (x == '\x41')", r"'\x' in a string is not available", r"'\x41'"),

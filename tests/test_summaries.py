@@ -228,3 +228,13 @@ def test_the_null_model_has_the_rows_of_the_fit():
     whole, part = gj.glmer(formula, data, "poisson"), gj.glmer(formula, data[1:], "poisson")
     pd.testing.assert_series_equal(whole.r2(), part.r2(), rtol=1e-9)
     pd.testing.assert_series_equal(whole.icc(), part.icc(), rtol=1e-9)
+
+
+def test_the_null_model_has_the_random_effects_as_written():
+    """(f || g) keeps its columns apart in the null model too."""
+    rng = np.random.default_rng(3)
+    d = pd.DataFrame({"f": np.tile(list("abc"), 40), "g": np.repeat(np.arange(10), 12), "x": rng.normal(size=120)})
+    d["y"] = rng.poisson(np.exp(1.0 + 0.3 * d["x"] + rng.normal(size=(10, 3))[d["g"], np.arange(120) % 3]))
+    with pytest.warns(UserWarning, match="makes each column of 'f'"):
+        m, null = (gj.glmer(f"y ~ {left} + (f || g)", d, "poisson", nAGQ=0) for left in ("x", "1"))
+        pd.testing.assert_series_equal(m.r2(), m.r2(null=null), rtol=1e-9)
