@@ -158,12 +158,22 @@ class Table:
         keys = self._keys[name]
         if len(keys) > 1:
             raise DataError(f"the data have several columns named '{name}'; rename them")
-        return _as_pandas(self._get(keys[0]), name)
+        return _as_pandas(self._get(keys[0]))
 
     def column(self, name: str) -> Value:
         if name not in self._cache:
             self._cache[name] = as_column(self.raw(name), name)
         return self._cache[name]
+
+    def missing(self, name: str) -> NDArray[np.bool_] | None:
+        """Rows in which a column has no value, of types that no model can use too; None where there are none."""
+        try:
+            return missing_rows(self.column(name))
+        except DataError:
+            if name not in self.names or len(self._keys[name]) > 1:
+                raise
+        bad = np.asarray(pd.isna(self.raw(name)), dtype=bool)
+        return bad if bad.any() else None
 
 
 def pandas_frame(data: Any, role: str = "data") -> pd.DataFrame:
@@ -202,7 +212,7 @@ def label_of(value: Any) -> str:
 
 def as_column(raw: Any, name: str) -> Value:
     """A raw column as ndarray (float, int, bool, or objects where only these are exact) or Factor."""
-    raw = _as_pandas(raw, name)
+    raw = _as_pandas(raw)
     if isinstance(raw, pd.DataFrame):
         raise DataError(f"the data have several columns named '{name}'; rename them")
     array = raw.array if isinstance(raw, (pd.Series, pd.Index)) else raw
@@ -248,7 +258,7 @@ def as_column(raw: Any, name: str) -> Value:
     raise DataError(f"column '{name}' has type {array.dtype}, which a model cannot use; convert it to numbers or text")
 
 
-def _as_pandas(raw: Any, name: str) -> Any:
+def _as_pandas(raw: Any) -> Any:
     """polars, pyarrow and masked columns as pandas or NumPy hold the same values exactly; anything else as it is."""
     if isinstance(raw, np.ma.MaskedArray):
         gone = np.ma.getmaskarray(raw)
@@ -258,7 +268,7 @@ def _as_pandas(raw: Any, name: str) -> Any:
         return np.ma.filled(raw.astype(np.float64 if numeric else object), np.nan if numeric else None)
     library = _library(raw)
     if library == "polars" and hasattr(raw, "null_count"):
-        return _from_polars(raw, name)
+        return _from_polars(raw)
     if library == "pyarrow" and hasattr(raw, "null_count"):
         if str(raw.type).startswith("dictionary"):
             return pd.Categorical(raw.to_pandas())
@@ -266,7 +276,7 @@ def _as_pandas(raw: Any, name: str) -> Any:
     return raw
 
 
-def _from_polars(series: Any, name: str) -> Any:
+def _from_polars(series: Any) -> Any:
     kind, dtype = type(series.dtype).__name__, series.dtype
     if hasattr(dtype, "base_type"):
         kind = dtype.base_type().__name__
@@ -275,11 +285,7 @@ def _from_polars(series: Any, name: str) -> Any:
         return pd.Categorical.from_codes(codes, dtype.categories.to_list())
     if kind in ("String", "Utf8", "Categorical"):  # the latter's order is that in which polars met the labels
         return series.cast(str).to_numpy() if series.null_count() == 0 else np.array(series.to_list(), dtype=object)
-    if kind in ("Date", "Datetime", "Duration", "Time"):
-        _reject_time(name)
-    if kind in ("Binary", "List", "Array", "Struct", "Object"):
-        _refuse(name, f"values of type {dtype}")
-    if kind in ("Float32", "Float64", "Float16"):
+    if kind in ("Float32", "Float64", "Float16", "Date", "Datetime", "Duration"):
         return series.to_numpy()
     if kind == "Boolean" and series.null_count() == 0:
         return series.to_numpy()
@@ -287,7 +293,7 @@ def _from_polars(series: Any, name: str) -> Any:
         if series.null_count() == 0:
             return series.to_numpy()
         return pd.arrays.IntegerArray(series.fill_null(0).to_numpy().copy(), series.is_null().to_numpy().copy())
-    out = np.empty(len(series), dtype=object)  # wide integers, decimals, logicals with missing values, nothing at all
+    out = np.empty(len(series), dtype=object)  # wide integers, decimals, logicals with missing values; nothing usable
     out[:] = series.to_list()
     return out
 

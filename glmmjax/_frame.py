@@ -463,20 +463,21 @@ def build(
             used[deparse(response.columns[1])] = (response.other, response.columns[1])
     fixed = parsed.fixed_terms
     active = _active(fixed)
-    cancelled = set()
+    cancelled: set[str] = set()
     for terms in (fixed, *(bar.terms for bar in bars)):
         # those of terms that cancel too (y ~ z + f - f), as in R's model frame: nested models have the same rows
         kept = set(_active(terms))
         for i, node in enumerate(terms.variables):
             label = deparse(node)
-            if i in kept or node in terms.offsets:
-                cancelled.discard(label)
-            elif label not in used:
-                cancelled.add(label)
             if isinstance(node, Call) and node.func == "offset":
                 used[label] = (_numeric_column(ev, node, "offset"), node)
-            elif label not in used:
+                (cancelled.discard if node in terms.offsets else cancelled.add)(label)
+            elif i in kept and (label not in used or label in cancelled):
                 used[label] = (ev.variable(node), node)
+                cancelled.discard(label)
+            elif label not in used:
+                used[label] = (_presence(ev, node), node)
+                cancelled.add(label)
     for bar in bars:
         for leaf in _leaves(bar.group):
             label = "group " + deparse(leaf)
@@ -577,6 +578,17 @@ def build(
     )
 
 
+def _presence(evaluator: Evaluator, node: Node) -> Value:
+    """A variable of a term that cancels: what it is in a row matters only as there or missing."""
+    if not isinstance(node, Name) or node.name not in evaluator.table:
+        return evaluator.variable(node)
+    missing = evaluator.table.missing(node.name)
+    out = np.zeros(evaluator.table.n)
+    if missing is not None:
+        out[missing] = np.nan
+    return out
+
+
 def _active(terms: Terms) -> list[int]:
     total = 0
     for c in terms.codes:
@@ -614,7 +626,7 @@ def _kept_rows(
         names = names_in(used[label][1]) if label in used else ()
         explained = np.zeros(table.n, dtype=bool)
         for name in names:
-            own = missing_rows(table.column(name)) if name in table else None
+            own = table.missing(name) if name in table else None
             if own is not None and (own & bad).any():
                 columns[name] = None
                 explained |= own

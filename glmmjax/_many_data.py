@@ -26,7 +26,7 @@ from ._errors import DataError, FormulaError
 from ._frame import ModelData, build
 from ._linalg import Grid
 from ._matrix import independent_columns
-from ._parse import Binary, Call, Name, Node, Num, Paren, Unary, base_name, parse
+from ._parse import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in, parse
 from ._symbolic import Plan, make_plan, plan_of_pairs, possible_pairs
 from .families import Family, Gaussian
 
@@ -246,7 +246,11 @@ class Splitter:
         odd = rows == 0
         assert whole.y is not None
         table = Table(self.data)
-        for name in dict.fromkeys(name for name in whole.formula.names if name in table):
+        parts = [whole.formula.fixed_terms, *(bar.terms for bar in whole.formula.bars)]
+        nodes = [v for terms in parts for term in terms.terms for v in term.variables]
+        response = [] if whole.formula.response is None else [whole.formula.response]
+        used = (name for node in [*nodes, *response, *whole.formula.offsets] for name in names_in(node))
+        for name in dict.fromkeys(name for name in used if name in table):
             column = table.column(name)
             grouping = any(name in term.group.split(":") for term in whole.terms)
             if isinstance(column, Factor) and not grouping:

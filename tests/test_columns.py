@@ -150,10 +150,10 @@ REFUSED = {
     "bytes": ([b"a", b"b", b"a"], "bytes"),
     "bytes that are no text": (np.array([b"\xff", b"b", b"a"]), "bytes that are no text"),
     "binary[pyarrow]": (pa.array([b"a", b"b", None]), "binary"),
-    "polars Binary": (pl.Series([b"a", b"b", None]), "Binary"),
+    "polars Binary": (pl.Series([b"a", b"b", None]), "bytes"),
     "complex": (np.array([1 + 2j, 2, 3]), "complex"),
-    "polars List": (pl.Series([[1], [2], [3]]), "List"),
-    "polars Struct": (pl.Series([{"a": 1}] * 3), "Struct"),
+    "polars List": (pl.Series([[1], [2], [3]]), "list"),
+    "polars Struct": (pl.Series([{"a": 1}] * 3), "dict"),
     "list[pyarrow]": (pa.array([[1], [2], [3]]), "list"),
     "lists": (_objects([[1], [2], [3]]), "type list"),
     "text and True": (_objects(["a", True, "b"]), "mixes values of types bool and str"),
@@ -201,6 +201,26 @@ def test_factors_and_text():
         {"y": [1.0, 2, 4, 3, 5, 6], "f": pl.Series(list("yxwxyw"), dtype=pl.Enum(list("yxw"))), "g": list("aabbcc")}
     )
     assert build("y ~ f + (1 | g)", frame).x_names == ("(Intercept)", "fx", "fw")
+
+
+def test_columns_that_the_model_does_not_use_may_be_anything():
+    y = np.array([1.0, 2, 4, 3, 5, 6, 8, 7, 2, 1, 4, 4])
+    d = pl.DataFrame({"y": y, "g": list("aabbcc") * 2, "id": [1] * 6 + [2] * 6}).with_columns(
+        when=pl.Series([None] + [datetime.date(2020, 1, 1)] * 11),
+        at=pl.Series([datetime.time(1)] * 12),
+        long=pl.Series([datetime.timedelta(1)] * 12),
+        raw=pl.Series([b"a"] * 12),
+        parts=pl.Series([[1]] * 12),
+        record=pl.Series([{"a": 1}] * 12),
+        price=pl.Series([Decimal("1.5")] * 12),
+    )
+    for table in (d, d.to_arrow(), d.to_pandas()):
+        assert build("y ~ . - when - at - long - raw - parts - record - price - id + (1 | g)", table).nobs == 11
+        fits = gj.fit_many("y ~ 1 + (1 | g)", table, by="id")
+        assert fits.frame["status"].tolist() == ["converged"] * 2 and fits.names == [1, 2]
+        for name in ("when", "at", "long", "raw", "parts", "record"):
+            with pytest.raises(DataError, match=f"column '{name}' holds"):
+                build(f"y ~ {name} + (1 | g)", table)
 
 
 def test_names_that_are_not_text():

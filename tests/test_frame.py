@@ -542,6 +542,11 @@ def test_rows_are_those_of_every_variable_named():
         "y ~ x + (1 | g) + (1 | f:h)": 9,
     }.items():
         assert build(text, d).nobs == n, text
+    d["when"] = pd.to_datetime(["2020-01-01", None] + ["2020-01-02"] * 10)  # of a type that no model can use
+    assert build("y ~ . - when - z - f + (1 | g)", d).nobs == 7  # rows 0, 1, 3, 7, 11 miss z, when, f
+    with pytest.raises(DataError, match="column 'when' holds dates"):
+        build("y ~ x - when + (when | g)", d)
+    assert build("y ~ x - h + (h | g)", d).terms[0].names == ("(Intercept)", "hv")
     whole, part = build("y ~ x + f + (1 | g)", d), build("y ~ x + f - f + (1 | g)", d)
     np.testing.assert_array_equal(whole.keep, part.keep)
 
