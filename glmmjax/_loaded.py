@@ -38,20 +38,19 @@ def source_digest() -> str | None:
     """
     if _at_import is None or _now() != _at_import:
         return None
-    try:
-        found = _digest()
-    except OSError:
-        return None
-    return found if _now() == _at_import else None  # not written while it was read
+    return _digest()
 
 
 @cache
-def _digest() -> str:
+def _digest() -> str | None:
     import hashlib
 
     digest = hashlib.sha256()
-    for path in sorted(_at_import or {}):
-        with open(path, "rb") as file:
-            content = file.read()
-        digest.update(f"{os.path.relpath(path, _FOLDER)} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    try:
+        for path in sorted(_at_import or {}):
+            with open(path, "rb") as file:
+                content = file.read()
+            digest.update(f"{os.path.relpath(path, _FOLDER)} {len(content)}\n".encode() + content)
+    except OSError:
+        return None
+    return digest.hexdigest() if _now() == _at_import else None  # not written while it was read

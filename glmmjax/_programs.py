@@ -253,7 +253,8 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
     if found is None:
         with fresh():
             found = list(make())
-        save(name, found)
+        if name_of(stored, devices) == name:  # modules imported meanwhile are of the same source
+            save(name, found)
     return found
 
 
@@ -316,9 +317,9 @@ def text_of(value: Any) -> str | None:
         return "*" if node is None else _joined("tree", [*node, *value.children()])
     if kind in (tuple, list):
         return _joined(kind.__name__, value)
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
-    if isinstance(value, Kept):
+    if value is type(None):
+        return "NoneType"
+    if isinstance(value, (type, Kept)):
         return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
     if isinstance(value, Link) and kind is Link:
         return f"link {value.name}" if value is links.LINKS.get(value.name) else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cache
 
 import jax
@@ -48,13 +49,18 @@ class Link:
         for name in ("inverse", "link", "log_mean", "log1m_mean"):
             if name == "inverse" or getattr(self, name) is not None:
                 function(getattr(self, name), name)
-        read = contents((self.inverse, self.link, self.log_mean, self.log1m_mean))
-        object.__setattr__(self, "read", read)
+        object.__setattr__(self, "read", self._reads())
+
+    def _reads(self) -> Hashable:
+        return contents((self.inverse, self.link, self.log_mean, self.log1m_mean))
 
     def at_present(self) -> Link:
         """The link with what its functions read from outside now: itself, unless that has changed."""
-        now = replace(self)
-        return self if now == self else now
+        if LINKS.get(self.name) is self or (now := self._reads()) == self.read:
+            return self
+        other = copy(self)
+        object.__setattr__(other, "read", now)
+        return other
 
     def log_mu(self, eta: Array) -> Array:
         """log of the mean, elementwise."""

@@ -267,7 +267,7 @@ def test_only_what_is_of_this_package_is_kept_on_disk() -> None:
     assert [_programs.text_of(value) for value in FOREIGN] == [None] * len(FOREIGN)
 
     def text(structure: Any) -> str | None:
-        return _programs.text_of(jax.tree.structure((design_with(structure), 0.0)))
+        return _programs.text_of(jax.tree.structure((design_with(structure), [None, {"a": 0.0}])))
 
     assert "Diagonal(1)" in (text(Diagonal(1)) or "") and text(Mine(1)) is None
 
