@@ -209,7 +209,8 @@ def anova(
 
 def _sequential(model: MixedModel) -> AnovaTable:
     """lme4's table of one generalised model: squared entries of R_X beta, summed by term."""
-    effects = model._RX @ model.beta
+    separation = model._estimates.separation  # what runs off has no information left, nor a part in this
+    effects = model._RX @ (model.beta if separation is None else separation.known(model.beta))
     assign = np.asarray(model._data.assign)
     rows = []
     for t in range(1, len(model._data.term_labels) + 1):
@@ -226,19 +227,34 @@ def _wald_by_term(model: MixedModel, kind: int) -> AnovaTable:
     """Wald chi-square tests of the terms of a generalised model."""
     from ._ddf import hypotheses
 
-    V = model.vcov().to_numpy()
+    V = model._fixed_covariance("hessian")
     if kind == 3:
         tested = {label: L.to_numpy() for label, L in hypotheses(model, 3).items()}
     else:
-        tested = _after_the_others(model, V)
-    rows = []
-    for L in tested.values():
-        statistic, df = wald(L, L @ model.beta, V)
+        separation = model._estimates.separation
+        tested = _after_the_others(model, V if separation is None else separation.vague(V))
+    rows, notes = [], []
+    for label, L in tested.items():
+        known, note = determined(model, L)
+        statistic, df = wald(known @ L, known @ L @ model.beta, V)
         rows.append([statistic, df, chisq_tail(statistic, df)])
+        notes += [f"{label}: {note}"] if note else []
     names = ["Chisq", "Df", "Pr(>Chisq)"]
     frame = pd.DataFrame(np.reshape(rows, (-1, 3)), index=list(tested), columns=names)
     title = f"Analysis of Deviance Table (Type {'I' * kind} Wald chisquare tests)"
-    return made_table(frame, [title, "", f"Response: {model._data.response_name}"])
+    return made_table(frame, [title, "", f"Response: {model._data.response_name}"], notes)
+
+
+def determined(model: MixedModel, L: np.ndarray) -> tuple[np.ndarray, str]:
+    """Combinations (s, r) of hypotheses L (r, p) about coefficients that do not run off, and a sentence where s < r."""
+    separation, r = model._estimates.separation, len(L)
+    if separation is None or not r or not separation.touches(L).any():
+        return np.eye(r), ""
+    known = separation.determined_part(L)
+    what = "coefficients run off because the response is separated"
+    if not len(known):
+        return known, f"{what}, and nothing of this is determined; compare likelihoods (anova of two models, drop1)"
+    return known, f"{what}: only what is determined is tested; likelihoods compare all (anova of two models, drop1)"
 
 
 def _after_the_others(model: MixedModel, V: np.ndarray) -> dict[str, np.ndarray]:
@@ -518,6 +534,7 @@ class WaldTest:
         estimate, std_error: (r,) of L beta, by hypothesis (Kenward-Roger: the adjusted errors).
         rhs: (r,) what L beta is tested to be.
         ddf: method of the degrees of freedom, None for a chi-square.
+        note: what is not tested, because coefficients run off; "" where all is.
     """
 
     statistic: float
@@ -528,6 +545,7 @@ class WaldTest:
     std_error: pd.Series
     rhs: np.ndarray
     ddf: str | None
+    note: str = ""
 
     def table(self) -> AnovaTable:
         """The test as a table of one row, the hypotheses above it."""
@@ -542,11 +560,14 @@ class WaldTest:
             *([str(i), *row] for i, row in zip(frame.index, zip(*numbers, strict=True), strict=True)),
         ]
         heading = [title, "", *columns_text(rows, [False, True, True, True]), ""]
+        notes = [self.note] if self.note else []
         if self.df_denom is None:
             values = {"Chisq": self.statistic, "Df": self.df, "Pr(>Chisq)": self.p_value}
         else:
             values = {"NumDF": self.df, "DenDF": self.df_denom, "F value": self.statistic, "Pr(>F)": self.p_value}
-        return made_table(pd.DataFrame([values], index=["joint" if len(frame) > 1 else ""], dtype=float), heading)
+        return made_table(
+            pd.DataFrame([values], index=["joint" if len(frame) > 1 else ""], dtype=float), heading, notes
+        )
 
     def __str__(self) -> str:
         return str(self.table())
@@ -595,12 +616,11 @@ def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None)
     implied = matrix @ np.linalg.lstsq(inner, basis @ target, rcond=None)[0]
     if not np.allclose(implied, target, rtol=1e-8, atol=1e-8 * max(1.0, float(np.abs(target).max()))):
         raise ValueError("the hypotheses contradict each other: their rows depend on each other, their rhs does not")
-    estimate = matrix @ model.beta
-    V = model.vcov().to_numpy()
+    estimate, note = matrix @ model.beta, ""
     if ddf is None:
-        variances = np.einsum("ri,ij,rj->r", matrix, V, matrix)
-        error = np.sqrt(np.where(variances >= 0.0, variances, np.nan))
-        statistic, df = wald(matrix, estimate - target, V)
+        error = np.sqrt(model._variances_of(matrix))
+        known, note = determined(model, matrix)
+        statistic, df = wald(known @ matrix, known @ (estimate - target), model._fixed_covariance("hessian"))
         p, denominator = chisq_tail(statistic, df), None
     else:
         from ._ddf import contrast_test
@@ -611,7 +631,8 @@ def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None)
         )
         statistic, df, denominator, p = test.f_value, test.num_df, test.den_df, test.p_value
     index = pd.Index(labels)
-    return WaldTest(statistic, df, denominator, p, pd.Series(estimate, index), pd.Series(error, index), target, ddf)
+    errors = pd.Series(error, index)
+    return WaldTest(statistic, df, denominator, p, pd.Series(estimate, index), errors, target, ddf, note)
 
 
 def _hypothesis_label(row: np.ndarray, names: list[str]) -> str:

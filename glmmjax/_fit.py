@@ -7,7 +7,7 @@ Works on arrays; knows no formulas and no labels. `Problem` is what a kind of mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -19,6 +19,7 @@ from . import _optimise as opt
 from ._basis import Basis
 from ._covariance import settle
 from ._design import Design, off_ridge
+from ._separation import Separation
 from .families import LOG_PHI_MAX, Family, reported
 
 #: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
@@ -97,8 +98,11 @@ class Estimates:
 
     `hessian` is that of the deviance over (theta, beta, log phi), without beta for nAGQ = 0; `covariance` is
     twice its inverse without the directions undetermined by the data, and `ridge` has the positions of the
-    parameters that these move. Both are judged in internal units. A linear mixed model has sigma and RX (p, p), upper
-    triangular with sigma^2 (RX'RX)^-1 the covariance of beta; its `hessian` is the average information of theta.
+    parameters that these move. Both are judged in internal units. Where rows are separated (`separation`), estimates
+    are those at infinity, but that beta is only so far out that these rows have likelihoods of 1 but for rounding;
+    `covariance` is then that of what the other rows determine, and `separation` knows which functions of beta they do.
+    A linear mixed model has sigma and RX (p, p), upper triangular with sigma^2 (RX'RX)^-1 the covariance of beta; its
+    `hessian` is the average information of theta.
     """
 
     theta: np.ndarray
@@ -114,6 +118,7 @@ class Estimates:
     stats: FitStats
     sigma: float = 1.0
     RX: np.ndarray | None = None
+    separation: Separation | None = None
 
 
 class Start(NamedTuple):
@@ -174,6 +179,19 @@ class Problem:
 
     def exact_hessian(self, x: Array, carry: Any, constant: Any) -> Array:
         """(P, P) by automatic differentiation."""
+        raise NotImplementedError
+
+    def separation(self, begin: Start) -> Separation | None:
+        """What of the response is separated. A search for estimates at infinity ends anywhere, the other parameters
+        with it: instead `settled` is fitted, and `unsettled` has its estimates as those of this problem."""
+        return None
+
+    def settled(self, separation: Separation) -> Problem:
+        """The problem without the separated rows, of the same shape; see `_separation.settled`."""
+        raise NotImplementedError
+
+    def unsettled(self, estimates: Estimates, separation: Separation) -> Estimates:
+        """Estimates of `settled`, in the limit those of this problem."""
         raise NotImplementedError
 
     def complete(self, estimates: Estimates, carry: Any) -> Estimates:
@@ -264,6 +282,11 @@ def estimate(
         verbose: False, True, or a callable (evaluation, deviance, parameters).
     """
     begin = problem.start(start or {})
+    separation = problem.separation(begin)
+    if separation is not None:
+        given = {k: separation.known(v) if k == "beta" else v for k, v in (start or {}).items()}
+        rest = estimate(problem.settled(separation), given, tol, max_evaluations, optimizer, verbose)
+        return problem.unsettled(rest, separation)
     limits = opt.Limits(tol, max_evaluations, not problem.exact)
     metric, extra = "bfgs" if optimizer == "bfgs" else "own", 0
     outside = optimizer not in ("auto", "bfgs")
@@ -303,7 +326,16 @@ def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estima
         state = state._replace(hessian=np.asarray(problem.exact_hessian(state.x, state.carry, begin.constant)))
     numbers = state.numbers.copy()
     numbers[2] = opt.NOT_MINIMUM  # unless the report finds that it is one
-    return _report(problem, state._replace(numbers=numbers), 0, 0, limits, True)
+    found = _report(problem, state._replace(numbers=numbers), 0, 0, limits, True)
+    separation = problem.separation(begin)
+    if separation is None:
+        return found
+    t, p = problem.original.n_theta, 0 if problem.joint else problem.original.p
+    at = np.concatenate([x[:t], separation.known(x[t : t + p]) if p else x[:0], x[t + p :]])
+    rest = problem.unsettled(estimate_at(problem.settled(separation), at, enough), separation)
+    near = rest.converged and found.objective - rest.objective < enough
+    stats = rest.stats if near else replace(rest.stats, status=opt.NOT_MINIMUM, message=opt.MESSAGES[opt.NOT_MINIMUM])
+    return replace(rest, beta=found.beta, u=found.u, objective=found.objective, converged=near, stats=stats)
 
 
 class Curvature(NamedTuple):

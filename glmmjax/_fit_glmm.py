@@ -21,7 +21,7 @@ from . import _programs as programs
 from ._basis import scale_z
 from ._buckets import bucket_of
 from ._design import Design, factors, fixed_part, linear_predictor, off_ridge, over_devices
-from ._fit import PATH_LENGTH, Problem, Scaling, Start, unpacked
+from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, unpacked
 from ._linalg import factorise, one_inverse, sandwich, spd_inverse
 from ._memory import blocks, empty, triangle
 from ._objective import log_density_constant
@@ -41,6 +41,7 @@ from ._pirls import (
 from ._precision import QUICK_OPTIONS, compile_with
 from ._quadrature import marginal
 from ._rows import sum_over_rows
+from ._separation import Separation, find, settled, stand_in, unsettled
 from .families import Family, dispersions
 
 #: Rows (of a bucket), times quadrature nodes, up to which a fit with one factor is compiled with `QUICK_OPTIONS`.
@@ -320,6 +321,27 @@ class GeneralisedProblem(Problem):
     def carry_at(self, u: Blocked, beta: np.ndarray) -> Carry:
         """What an evaluation near modes u, per block (m, k), and beta (p,) of Xs starts from."""
         return Carry(self._bucket.pad_levels(u), beta, np.zeros((), np.int32))
+
+    def separation(self, begin: Start) -> Separation | None:
+        design = self.original
+        ends = self.family.ends(np.asarray(design.y))
+        if ends is None:
+            return None
+        there = np.asarray(design.weights) > 0.0
+        return find(np.asarray(design.X), ends, there, self.scaling.A, np.asarray(begin.carry.beta))
+
+    def settled(self, separation: Separation) -> Self:
+        other = copy(self)
+        other.original = settled(self.original, separation, self.family, self.scaling.A)
+        other.design = settled(self.design, separation, self.family)
+        if jax.default_backend() != "cpu":
+            other.design = jax.device_put(other.design)
+        other._padded = self._bucket.pad(other.design)
+        return other
+
+    def unsettled(self, estimates: Estimates, separation: Separation) -> Estimates:
+        extra = stand_in(self.family, estimates.phi, separation)
+        return unsettled(estimates, separation, self.original, self.family, self.joint, extra)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, tighter(limits), begin.constant, self._padded, *self._static)

@@ -228,6 +228,19 @@ class ModelData:
         table = newdata if isinstance(newdata, Table) else Table(newdata, "newdata")
         return Evaluator(table, self.formula.text, self._state, self._levels, fitting=False)
 
+    def factor_codes(self, table: Any) -> dict[int, NDArray[Any]]:
+        """Level numbers (n,) in the rows of the fit of the fixed effects' factors, by number of the variable; `table`
+        is that of the fit."""
+        evaluator = self._evaluator(table)
+        out = {}
+        for i, coded in self._fixed.coded.items():
+            if coded.kind == "factor":
+                factor = as_factor(evaluator.variable(self._fixed.terms.variables[i]))
+                known = {level: k for k, level in enumerate(coded.levels)}
+                number = np.array([known.get(level, -1) for level in factor.levels] + [-1])
+                out[i] = number[factor.codes][self.keep]
+        return out
+
     def matrix_for(self, newdata: Any, offset: Any = None) -> tuple[Float, Float | None]:
         """Model matrix (n_new, p) and offset (n_new,) or None on new data; the response is not needed.
 

@@ -44,10 +44,15 @@ class Sensitivity:
         self.likelihood = Likelihood(model, reml)
         self.names = self.likelihood.names
         self.H = self.likelihood.hessian(self.likelihood.x[None])[0]
-        scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(self.H)), 1e-12))
-        values, vectors = np.linalg.eigh(self.H * np.outer(scale, scale))
+        separation = model._estimates.separation
+        kept = np.eye(self.H.shape[0])
+        if separation is not None:  # along what runs off nothing moves
+            kept = separation.kept_of(self.H.shape[0], model._design.n_theta)
+        inner = kept.T @ self.H @ kept
+        scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(inner)), 1e-12))
+        values, vectors = np.linalg.eigh(inner * np.outer(scale, scale))
         keep = values > 1e-8  # a direction that the data do not determine does not move
-        root = scale[:, None] * vectors[:, keep]
+        root = kept @ (scale[:, None] * vectors[:, keep])
         self.inverse = (root / values[keep]) @ root.T
         self._mixed: dict[str, np.ndarray] = {}
 
@@ -109,7 +114,7 @@ class Influence:
     Attributes:
         groups: what was deleted: a factor, or None for rows. method: "first-order" or "exact".
         change: estimates without minus with, one row per deletion, one column per parameter (theta, fixed effects,
-            log dispersion or log sigma).
+            log dispersion or log sigma); NaN for coefficients that run off (`MixedModel.separated`).
         failed: labels of the deletions whose refit did not converge, or without which some fixed effect is not
             determined (NaN).
     """
@@ -120,6 +125,9 @@ class Influence:
     failed: tuple[Any, ...]
     _covariance: np.ndarray = field(compare=False)
     _n_theta: int = field(compare=False)
+    _errors: np.ndarray = field(compare=False)
+    #: changes of what is determined of the fixed effects, in units in which their covariance is the identity
+    _moves: np.ndarray = field(compare=False)
 
     @cached_property
     def _beta(self) -> pd.DataFrame:
@@ -134,9 +142,8 @@ class Influence:
         """
         if scale not in ("p", "lme4"):
             raise ValueError(f"scale must be 'p' or 'lme4', got {scale!r}")
-        d = self._beta.to_numpy()
-        n, p = d.shape
-        distance = np.einsum("ij,ij->i", d, np.linalg.solve(self._covariance, d.T).T) / p
+        n, p = self._moves.shape
+        distance = np.square(self._moves).sum(axis=1) / p
         if scale == "lme4":
             distance *= (n - p) / n
         return pd.Series(distance, index=self.change.index, name="cooks_distance")
@@ -146,8 +153,8 @@ class Influence:
         return pd.DataFrame(-self._beta)
 
     def dfbetas(self) -> pd.DataFrame:
-        """`dfbeta` in standard errors of the whole fit."""
-        return self.dfbeta().div(np.sqrt(np.diag(self._covariance)), axis=1)
+        """`dfbeta` in standard errors of the whole fit (0 for coefficients that run off)."""
+        return self.dfbeta().div(self._errors, axis=1)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row per deletion, its Cook's distance, and the changes."""
@@ -220,7 +227,16 @@ def influence(
         failed = [label for label, fine in zip(labels, good, strict=True) if not fine]
     index = pd.Index(labels, name=groups or "row")
     change = pd.DataFrame(moves, index=index, columns=names)
-    return Influence(groups, method, change, tuple(failed), covariance, model._design.n_theta)
+    separation, t = model._estimates.separation, model._design.n_theta
+    own, V = moves[:, t : t + covariance.shape[0]], covariance
+    if separation is not None:
+        onto = separation.kept.T @ separation.A  # coordinates in its basis
+        own, V = own @ onto.T, onto @ V @ onto.T
+        change.iloc[:, t + np.flatnonzero(separation.columns)] = np.nan
+    scale = np.sqrt(np.diag(V))
+    half = np.linalg.cholesky(V / np.outer(scale, scale))
+    units = np.linalg.solve(half, (own / scale).T).T
+    return Influence(groups, method, change, tuple(failed), covariance, t, model._standard_errors, units)
 
 
 def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float, phi: np.ndarray) -> np.ndarray:

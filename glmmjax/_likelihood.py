@@ -297,7 +297,7 @@ def sdcor_table(model: MixedModel) -> pd.DataFrame:
     values = natural_values(model)[:count]
     correlation = np.array([f.name.startswith("cor_") for f in focals[:count]])
     likelihood = Likelihood(model, model.REML)
-    joint = model.vcov(full=True).to_numpy()
+    joint = model._joint_covariance
     joint = np.where(np.isfinite(joint), joint, 0.0)  # what has no finite variance is a value of its own
 
     with persistent_cache(), x64():

@@ -117,7 +117,7 @@ def marginal_means(
         link = model.family.link
         with x64():
             estimate_mu, low, high = (np.asarray(link.inverse(jnp.asarray(v))) for v in (estimate, low, high))
-            error = error * np.abs(np.asarray(link.mu_eta(jnp.asarray(estimate))))
+            error = np.where(np.isinf(error), error, error * np.abs(np.asarray(link.mu_eta(jnp.asarray(estimate)))))
         estimate, low, high = estimate_mu, np.minimum(low, high), np.maximum(low, high)
     frame = pd.DataFrame([k if isinstance(k, tuple) else (k,) for k in keys], columns=names)
     frame = frame.assign(estimate=estimate, std_error=error, df=df, conf_low=low, conf_high=high)
@@ -185,9 +185,7 @@ def _estimates(
         tests = [contrast_test(model, row, ddf) for row in L]
         error = np.array([t.std_error for t in tests])
         return L @ model.beta + shift, error, np.array([t.den_df for t in tests])
-    V = model._fixed_covariance("hessian")
-    error = np.sqrt(np.einsum("ij,jk,ik->i", L, V, L))
-    return L @ model.beta + shift, error, np.full(len(L), np.inf)
+    return L @ model.beta + shift, np.sqrt(model._variances_of(L)), np.full(len(L), np.inf)
 
 
 def _quantile(df: np.ndarray, p: float) -> np.ndarray:
@@ -230,10 +228,22 @@ def marginal_coefficients(model: MixedModel) -> pd.DataFrame:
         mean, in_eta, in_v = (np.asarray(a) for a in averages(eta, v, link))
         target = np.asarray(link.eta_of(jnp.asarray(mean)))
         slope = 1.0 / np.asarray(link.mu_eta(jnp.asarray(target)))
-    onto = np.linalg.pinv(X)
-    beta = onto @ (target - offset)
-    joint = model.vcov(full=True).to_numpy()[: design.n_theta + design.p, : design.n_theta + design.p]
+    separation = model._estimates.separation
+    if separation is None:
+        onto = np.linalg.pinv(X)
+        beta = onto @ (target - offset)
+    else:  # of the rows that are not separated; what runs off does here, too
+        rest, basis = ~separation.rows, separation.basis
+        onto = np.zeros(X.T.shape)
+        onto[:, rest] = basis @ np.linalg.pinv(X[rest] @ basis)
+        target = np.where(rest, target, offset)
+        slope = np.where(rest, slope, 0.0)
+        beta = np.where(separation.columns, model.beta, onto @ (target - offset))
+    size = design.n_theta + design.p
+    joint = model._joint_covariance[:size, :size]
     J = onto @ np.concatenate([(slope * in_v)[:, None] * dv, (slope * in_eta)[:, None] * X], axis=1)
     error = np.sqrt(np.einsum("ij,jk,ik->i", J, joint, J))
+    if separation is not None:
+        error[separation.columns] = np.inf
     columns = {"estimate": beta, "std_error": error, "statistic": beta / error, "conditional": model.beta}
     return pd.DataFrame(columns, index=list(model._data.x_names))

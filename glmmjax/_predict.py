@@ -283,9 +283,9 @@ def _table(
     centre, half = jnp.asarray(eta), errors
     if type == "marginal":
         centre = link.eta_of(jnp.asarray(fit))
-        half = errors / np.abs(np.asarray(link.mu_eta(centre)))
+        half = np.where(np.isinf(errors), errors, errors / np.abs(np.asarray(link.mu_eta(centre))))
     elif type == "response":
-        errors = errors * np.abs(np.asarray(link.mu_eta(centre)))
+        errors = np.where(np.isinf(errors), errors, errors * np.abs(np.asarray(link.mu_eta(centre))))
     out = {"fit": fit, "se": errors}
     if level is not None:
         half = NormalDist().inv_cdf(0.5 + 0.5 * level) * np.sqrt(half**2 + noise)
@@ -399,7 +399,8 @@ def _row_variances(
 def parameter_covariance(model: MixedModel, known_theta: bool = False) -> np.ndarray:
     """Covariance of (theta, beta, log phi) at the estimates, (P, P).
 
-    Directions of theta that the data do not determine have variance 0, coefficients that run off infinite variance.
+    Directions of theta that the data do not determine have variance 0, and those along which coefficients run off
+    (`Separation.touches` tells).
     With `known_theta` only beta varies, given theta (lme4's definition).
     """
     design, estimates = model._design, model._estimates
@@ -474,6 +475,9 @@ def _variances(
             D[:, :t] += extra[at]
         variance[at] += ((D @ covariance) * D).sum(1)
         variance[at][(D[:, ~finite] != 0.0).any(axis=1)] = np.inf
+    separation = model._estimates.separation
+    if separation is not None:
+        variance[separation.touches(rows.X)] = np.inf
     return np.maximum(variance, 0.0)
 
 

@@ -28,6 +28,7 @@ from ._fit import PATH_LENGTH, Start, unpacked
 from ._fit_glmm import Carry, GeneralisedProblem, make_objective, starting_values, tighter
 from ._fit_lmm import LinearProblem, search
 from ._pls import CrossProducts, cross_products
+from ._separation import Separation
 from ._symbolic import plan_of_pairs, possible_pairs
 from .families import Family
 
@@ -284,6 +285,11 @@ class ShardedProblem(GeneralisedProblem):
     def _together(self, name: str, *args: Any) -> Any:
         # from the host: what is on one process's device cannot enter a program of several
         return _host(_everywhere(_host(args), self._shards, _Task(name, *self._static), self._mesh))
+
+    def settled(self, separation: Separation) -> Self:
+        other = super().settled(separation)
+        other._shards = by_groups(other.design, self._names, self._mesh)
+        return other
 
     def with_rows(self, name: str, values: np.ndarray) -> Self:
         other = super().with_rows(name, values)

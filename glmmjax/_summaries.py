@@ -177,17 +177,22 @@ def vif(model: MixedModel) -> pd.DataFrame:
     """See `MixedModel.vif`."""
     V = model._fixed_covariance("hessian")
     assign = np.asarray(model._data.assign)
-    rest = assign > 0
+    separation = model._estimates.separation
+    off = np.zeros(assign.size, bool) if separation is None else separation.columns
+    rest = (assign > 0) & ~off
     labels = [t for j, t in enumerate(model._data.term_labels, start=1) if (assign == j).any()]
     if len(labels) < 2:
         raise ValueError("variance inflation needs at least two terms besides the intercept")
-    scale = 1.0 / np.sqrt(np.diag(V))
+    scale = 1.0 / np.sqrt(np.where(off, 1.0, np.diag(V)))
     R = (V * np.outer(scale, scale))[np.ix_(rest, rest)]
     own = assign[rest]
     whole = np.linalg.slogdet(R)[1]
     rows = []
-    for j in np.unique(own):
+    for j in np.unique(assign[assign > 0]):
         a, b = own == j, own != j
+        if (assign[off] == j).any():  # a coefficient that runs off has no variance to be inflated
+            rows.append([np.nan, int((assign == j).sum()), np.nan])
+            continue
         gvif = np.exp(np.linalg.slogdet(R[np.ix_(a, a)])[1] + np.linalg.slogdet(R[np.ix_(b, b)])[1] - whole)
         rows.append([gvif, int(a.sum()), gvif ** (0.5 / a.sum())])
     return pd.DataFrame(rows, index=labels, columns=["GVIF", "df", "GVIF^(1/(2 df))"])

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._errors import DataError, FormulaError
+from ._parse import bits
+
 if TYPE_CHECKING:
     from .results import MixedModel, VarCorr
 
@@ -27,34 +30,75 @@ def convergence_problems(model: MixedModel) -> list[str]:
             f"{stats.decrement:.2g}): try other start values, or Control(optimizer='newton')"
         )
     undetermined = model.undetermined
-    if undetermined and not model.is_singular:
+    if undetermined and not model.is_singular and not model._nothing_left:
         out.append(
             f"the data do not determine {', '.join(undetermined)} separately: the deviance is flat along a "
             "direction of them; simplify the model"
         )
-    separated = separated_columns(model)
-    if separated:
-        out.append(
-            f"the response looks separated: the coefficient{'s' if len(separated) > 1 else ''} of "
-            f"{', '.join(separated)} run{'' if len(separated) > 1 else 's'} off (very large with a still larger "
-            "standard error); drop the column, merge levels, or collect more data"
+    return out + ([model._separation_sentence] if model._separation_sentence else [])
+
+
+def separation_sentence(model: MixedModel) -> str:
+    """What is separated, which coefficients run off, and what to do; empty if nothing is."""
+    separation = model._estimates.separation
+    if separation is None:
+        return ""
+    names = list(model._data.x_names)
+    alone = [names[j] for j in np.flatnonzero(separation.alone)]
+    together = [names[j] for j in np.flatnonzero(separation.columns & ~separation.alone)]
+    which = []
+    if alone:
+        plural = len(alone) > 1
+        which.append(f"the coefficient{'s' if plural else ''} of {_listed(alone)} run{'' if plural else 's'} off")
+    if together:
+        which.append(
+            f"a combination of the coefficients of {_listed(together)} runs off"
+            if len(together) > 1
+            else f"the coefficient of {together[0]} runs off"
         )
-    return out
+    where = _cells(model, separation.rows)
+    if not where:
+        what = [name for name in alone + together if name != "(Intercept)"] or ["the intercept"]
+        count = int(separation.rows.sum())
+        where = [f"{_listed(what)} predict{'s' if len(what) == 1 else ''} {count:,} of {model.nobs:,} rows for sure"]
+    rest = "standard errors are infinite there; all else is that of the fit without these rows"
+    if model._nothing_left:
+        rest = "standard errors are infinite, and no row is left to tell the random effects' covariance"
+    return (
+        f"the response is separated: {'; '.join(where)}, so that {' and '.join(which)} to infinity ({rest}); drop the "
+        "column, merge levels, use a prior or a penalty, or take intervals from confint(method='profile')"
+    )
 
 
-def separated_columns(model: MixedModel) -> list[str]:
-    """Fixed effects that run off: they move eta by more than 10 over the data and have a larger standard error."""
-    if model.family.name not in ("binomial", "poisson", "negative.binomial"):
-        return []
-    X = np.asarray(model._design.X)
-    spread = np.abs(X).max(axis=0, initial=0.0)
-    beta = np.abs(model.beta) * spread
-    if not (beta > 10.0).any():
-        return []
-    with np.errstate(invalid="ignore"):
-        se = model._standard_errors * spread
-    off = (beta > 10.0) & ~(se < beta)
-    return [name for name, bad in zip(model._data.x_names, off, strict=True) if bad]
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _cells(model: MixedModel, rows: np.ndarray) -> list[str]:
+    """Levels of factors, and cells of interactions, all of whose rows are separated."""
+    data = model._data
+    try:
+        codes = data.factor_codes(model._spec.arguments["data"])
+    except (DataError, FormulaError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return []  # the table is another one by now
+    y, counts = np.asarray(model._design.y), model.family.name != "binomial"
+    covered, out = np.zeros(rows.size, bool), []
+    terms = [[i for i in bits(code) if i in codes] for code in data._fixed.terms.codes]
+    for variables in sorted({tuple(t) for t in terms if t}, key=len):
+        sizes = [len(data._fixed.coded[i].levels) for i in variables]
+        cell = np.ravel_multi_index([codes[i] for i in variables], sizes)
+        rest = np.bincount(cell[~rows], minlength=int(np.prod(sizes)))
+        new = np.unique(cell[rows & ~covered])
+        for c in new[rest[new] == 0]:
+            mine = cell == c
+            covered |= mine
+            at = zip(variables, np.unravel_index(c, sizes), strict=True)
+            label = ", ".join(f"{data._fixed.coded[i].levels[k]!r} of {data._fixed.coded[i].label}" for i, k in at)
+            only = "counts of 0" if counts else "successes" if y[mine].min() == 1.0 else "failures"
+            if counts or y[mine].min() == y[mine].max():
+                out.append(f"{'level' if len(variables) == 1 else 'the cell'} {label} has {only} only")
+    shown = out[:5] + ([f"{len(out) - 5} more such"] if len(out) > 5 else [])
+    return shown if out and covered[rows].all() else []
 
 
 def singular_sentence(model: MixedModel) -> str:
@@ -121,7 +165,7 @@ def _signif(values: np.ndarray, digits: int) -> list[str]:
         significant = len(mantissa.replace(".", "").rstrip("0")) or 1
         need = max(need, significant - 1 - int(exponent))
     need = min(max(need, 0), 15)
-    return [f"{v:.{need}f}" if np.isfinite(v) else "NaN" for v in values]
+    return [f"{v:.{need}f}" if np.isfinite(v) else "NaN" if np.isnan(v) else f"{v:f}".title() for v in values]
 
 
 def method_name(ddf: str) -> str:
@@ -300,14 +344,17 @@ class Summary:
         V = self.model.vcov().to_numpy()
         sd = np.sqrt(np.diag(V))
         with np.errstate(invalid="ignore", divide="ignore"):
-            corr = V / np.outer(sd, sd)
+            corr = np.where(np.isinf(np.outer(sd, sd)), np.nan, V / np.outer(sd, sd))
         names = list(self.model._data.x_names)
         short = [abbreviate(n, 6) for n in names]
         label = [abbreviate("(Intr)" if n == "(Intercept)" else n, 11) for n in names]
         short = ["(Intr)" if n == "(Intercept)" else s for n, s in zip(names, short, strict=True)]
         rows = [["", *short[:-1]]]
         for i in range(1, len(names)):
-            rows.append([label[i]] + [f"{corr[i, j]:.3f}" if j < i else "" for j in range(len(names) - 1)])
+            own = [
+                "" if j >= i else "." if np.isnan(corr[i, j]) else f"{corr[i, j]:.3f}" for j in range(len(names) - 1)
+            ]
+            rows.append([label[i], *own])
         return ["", "Correlation of Fixed Effects:", *columns_text(rows, [False] + [True] * (len(names) - 1))]
 
     def __str__(self) -> str:

@@ -190,6 +190,13 @@ class Family:
         """Raise `DataError` for responses the family cannot have; return notes for the user."""
         return []
 
+    def ends(self, y: np.ndarray) -> np.ndarray | None:
+        """(n,) int8: 1 or -1 where the likelihood of a row rises all the way as eta goes to that infinity, else 0.
+
+        None where no row's does, whatever the response (see `_separation`). A user's family says nothing.
+        """
+        return None
+
     def mustart(self, y: Array, weights: Array) -> Array:
         """R's `mustart`: means inside the family's range to start from."""
         return y
@@ -310,6 +317,14 @@ class Binomial(Family):
             ]
         return []
 
+    def ends(self, y: np.ndarray) -> np.ndarray | None:
+        direction = self.link.direction(0.0, 1.0)
+        if not direction:
+            return None
+        # means of the log link end at eta = 0, where the likelihood of successes has a slope
+        successes = 0 if self.link is links.log else direction
+        return np.where(y == 1.0, successes, np.where(y == 0.0, -direction, 0)).astype(np.int8)
+
     def mustart(self, y: Array, weights: Array) -> Array:
         return (weights * y + 0.5) / (weights + 1.0)
 
@@ -328,6 +343,12 @@ class Binomial(Family):
         if (np.abs(weights - trials) > 1e-8 * np.maximum(1.0, trials)).any():
             raise NotImplementedError("some numbers of trials (weights) are not whole: no successes can be drawn")
         return rng.binomial(trials.astype(np.int64)[:, None], self._mean_within(eta, 0.0, 1.0))
+
+
+def _ends_of_counts(y: np.ndarray, link: Link) -> np.ndarray | None:
+    """A count of 0 wants the smallest mean."""
+    direction = link.direction(0.0, np.inf)
+    return np.where(y == 0.0, -direction, 0).astype(np.int8) if direction else None
 
 
 def _check_counts(y: np.ndarray, name: str, labels: Any, family: str) -> None:
@@ -393,6 +414,9 @@ class Poisson(Family):
     def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
         _check_counts(y, name, labels, "Poisson")
         return []
+
+    def ends(self, y: np.ndarray) -> np.ndarray | None:
+        return _ends_of_counts(y, self.link)
 
     def mustart(self, y: Array, weights: Array) -> Array:
         return y + 0.1
@@ -516,6 +540,9 @@ class NegativeBinomial(Family):
     def check_response(self, y: np.ndarray, weights: np.ndarray | None, name: str, labels: Any) -> list[str]:
         _check_counts(y, name, labels, "negative binomial")
         return []
+
+    def ends(self, y: np.ndarray) -> np.ndarray | None:
+        return _ends_of_counts(y, self.link)
 
     def mustart(self, y: Array, weights: Array) -> Array:
         return y + jnp.where(y == 0.0, 1.0 / 6.0, 0.0)

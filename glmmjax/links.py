@@ -15,10 +15,12 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ._arguments import function, of_rows, text
 from ._digest import contents
+from ._precision import x64
 
 Fn = Callable[[Array], Array]
 
@@ -74,11 +76,31 @@ class Link:
         """Derivative of the mean with respect to eta, elementwise."""
         return jax.jvp(self.inverse, (eta,), (jnp.ones_like(eta),))[1]
 
+    def direction(self, low: float, high: float) -> int:
+        """1 if the mean rises with eta over the whole line, inside [low, high], -1 if it falls; 0 if it does neither.
+
+        On the host. A user's link is judged by its means at some points; those here are not bounded in eta but for
+        identity, sqrt and the inverse ones.
+        """
+        if self in _WHOLE_LINE:
+            return 1
+        return 0 if self in LINKS.values() else _judged(self.inverse, low, high)
+
     def eta_of(self, mu: Array) -> Array:
         """Linear predictor at a mean: g(mu), elementwise."""
         if self.link is not None:
             return self.link(mu)
         return _bisect(self.inverse, mu)
+
+
+@cache
+def _judged(inverse: Fn, low: float, high: float) -> int:
+    with x64():
+        mu = np.asarray(inverse(jnp.asarray(np.sinh(np.linspace(-6.0, 6.0, 121)))))
+    if np.isnan(mu).any() or mu.min() < low or mu.max() > high or mu[0] == mu[-1]:
+        return 0
+    steps = np.diff(np.minimum(mu, np.finfo(float).max))
+    return 1 if (steps >= 0.0).all() else -1 if (steps <= 0.0).all() else 0
 
 
 def _bisect(inverse: Fn, mu: Array) -> Array:
@@ -222,6 +244,7 @@ inverse_squared = Link(
     log_mean=lambda eta: -0.5 * jnp.log(eta),
 )
 
+_WHOLE_LINE = (logit, probit, cloglog, cauchit, log)
 LINKS: dict[str, Link] = {
     link.name: link for link in (logit, probit, cloglog, cauchit, log, identity, sqrt, inverse, inverse_squared)
 }

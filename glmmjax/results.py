@@ -333,6 +333,17 @@ class MixedModel:
         return self.family.limit if np.isinf(self._estimates.phi).any() else ""
 
     @property
+    def separated(self) -> list[str]:
+        """Fixed effects that run off because the response is separated; empty if it is not.
+
+        Their estimates are where their rows have probability 1 but for rounding, their standard errors infinite.
+        """
+        separation = self._estimates.separation
+        if separation is None:
+            return []
+        return [name for name, off in zip(self._data.x_names, separation.columns, strict=True) if off]
+
+    @property
     def ngrps(self) -> dict[str, int]:
         """Grouping factor -> number of levels."""
         return {labels.group: len(labels.levels) for labels in self._data.terms}
@@ -385,7 +396,8 @@ class MixedModel:
             values = np.sign(response) * np.sqrt(np.maximum(deviance, 0.0))
         elif type == "pearson":
             self._need(variance, "Pearson residuals (it has no variance function)")
-            values = response * np.sqrt(weights / variance)
+            # a mean that rounds to its end has no variance left, and its limit no residual
+            values = response * np.sqrt(weights / np.where((response == 0.0) & (variance == 0.0), 1.0, variance))
         elif type == "working":
             values = response / slope
         elif type == "response":
@@ -436,7 +448,10 @@ class MixedModel:
     @property
     def _RX(self) -> np.ndarray:
         """(p, p) upper triangular with a positive diagonal."""
-        R = np.linalg.cholesky(self._laplace_pieces[1]).T @ self._scaled[1].A
+        information, separation = self._laplace_pieces[1], self._estimates.separation
+        if separation is not None:
+            information = separation.information(information)
+        R = np.linalg.cholesky(information).T @ self._scaled[1].A
         return np.asarray(np.sign(np.diag(R))[:, None] * R)
 
     @cached_property
@@ -466,39 +481,61 @@ class MixedModel:
             from ._influence import robust_covariance
 
             joint = robust_covariance(self, cluster)
+            joint.iloc[:, :] = self._shown(joint.to_numpy(), self._design.n_theta)
             return joint if full else joint.loc[names, names]
         if not full:
-            return pd.DataFrame(self._fixed_covariance(type), names, names)
+            return pd.DataFrame(self._shown(self._fixed_covariance(type)), names, names)
         if type == "rx":
             raise ValueError("vcov(full=True) needs type='hessian' or 'robust'")
+        labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
+        labels += ["log(sigma)"] if self.is_linear else []
+        return pd.DataFrame(self._shown(self._joint_covariance, self._design.n_theta), labels, labels)
+
+    @property
+    def _joint_covariance(self) -> np.ndarray:
+        """(P, P) covariance of all parameters, of what is determined of the fixed effects."""
         if self.is_linear:
             from ._influence import Sensitivity
 
-            made = Sensitivity(self, self.REML)
-            return pd.DataFrame(2.0 * made.inverse, made.names, made.names)
+            return 2.0 * Sensitivity(self, self.REML).inverse
         if self.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 has no joint covariance of theta and beta; fit with nAGQ = 1")
-        labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
-        return pd.DataFrame(self._estimates.covariance, labels, labels)
+        return self._estimates.covariance
 
     @property
     def bse(self) -> pd.Series:
-        """Standard errors of the fixed effects."""
+        """Standard errors of the fixed effects; infinite for coefficients that run off (see `separated`)."""
         return pd.Series(self._standard_errors, index=list(self._data.x_names), name="std_error")
 
     @cached_property
     def _standard_errors(self) -> np.ndarray:
-        V = np.diag(self._fixed_covariance("hessian"))
-        return np.sqrt(np.where(V >= 0.0, V, np.nan))
+        return np.sqrt(self._variances_of(np.eye(self._design.p)))
+
+    def _variances_of(self, L: np.ndarray) -> np.ndarray:
+        """(r,) variances of linear combinations L (r, p) of the fixed effects: infinite where one is not determined,
+        NaN where none is known."""
+        out = np.einsum("ri,ij,rj->r", L, self._fixed_covariance("hessian"), L)
+        out = np.where(out >= 0.0, out, np.nan)
+        separation = self._estimates.separation
+        return np.asarray(out if separation is None else np.where(separation.touches(L), np.inf, out))
+
+    def _shown(self, V: np.ndarray, first: int = 0) -> np.ndarray:
+        """A covariance as it is reported, the fixed effects from number `first` on."""
+        separation = self._estimates.separation
+        return V if separation is None else separation.shown(V, first)
 
     def _fixed_covariance(self, type: str) -> np.ndarray:
-        """(p, p) covariance of the fixed effects; nAGQ = 0 has "rx" only."""
+        """(p, p) covariance of the fixed effects, of what is determined of them; nAGQ = 0 has "rx" only."""
         if self._estimates.RX is not None:
             half = np.linalg.inv(self._estimates.RX)
             return self.sigma**2 * half @ half.T
         if type == "rx" or self.nAGQ == 0:
-            half = np.linalg.inv(self._scaled[1].A)
-            return np.asarray(half @ _symmetric_inverse(self._laplace_pieces[1]) @ half.T)
+            information, separation = self._laplace_pieces[1], self._estimates.separation
+            if separation is None:
+                half = np.linalg.inv(self._scaled[1].A)
+                return np.asarray(half @ _symmetric_inverse(information) @ half.T)
+            known = _symmetric_inverse(separation.kept.T @ information @ separation.kept)
+            return np.asarray(separation.basis @ known @ separation.basis.T)
         t, p = self._design.n_theta, self._design.p
         return self._estimates.covariance[t : t + p, t : t + p]
 
@@ -1033,6 +1070,18 @@ class MixedModel:
         from ._approximation import plot_integrands
 
         return plot_integrands(self, kind, axis, levels, z)
+
+    @property
+    def _nothing_left(self) -> bool:
+        """Whether all rows are separated."""
+        separation = self._estimates.separation
+        return separation is not None and bool((separation.rows | ~(np.asarray(self._design.weights) > 0.0)).all())
+
+    @cached_property
+    def _separation_sentence(self) -> str:
+        from ._summary import separation_sentence
+
+        return separation_sentence(self)
 
     @cached_property
     def _approximation_note(self) -> str:
