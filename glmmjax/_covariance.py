@@ -102,6 +102,21 @@ class Unstructured:
         first = lib.argmax(T != 0.0, axis=0)  # above the diagonal there are zeros only
         return lib.where(T[first, np.arange(self.k)] < 0.0, -1.0, 1.0)
 
+    def moved(self, theta: Array, change: Array) -> Array:
+        """theta after a step that changes the covariance as `theta + change` does to first order, but does not turn T.
+
+        Where a leading part of T is nearly singular, T T' hardly changes as the later columns turn into each other: a
+        curved valley in theta, along which straight steps must be short. Among all k x k factors of T T' the part T W
+        of a change, W antisymmetric, is such a turn; it is left out, and the result made triangular again.
+        """
+        T, rest = self.factor(theta), self.factor(change)
+        squares = (T * T).sum(0)
+        size = (squares[:, None] + squares + np.finfo(T.dtype).tiny) * max(1, self.k - 1)
+        for _ in range(min(self.k - 1, 3)):  # |rest|^2 in W, by descent; with two columns its minimum
+            along = T.T @ rest
+            rest = rest - T @ ((along - along.T) / size)
+        return self.theta_of(semidefinite_cholesky((T + rest) @ (T + rest).T))
+
     def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         """lme4's names: ``g.x`` on the diagonal, ``g.y.x`` below it."""
         rows, cols = self.index()
@@ -148,6 +163,9 @@ class Diagonal:
     def flip(self, T: Any) -> Any:
         lib = _library(T)
         return lib.where(lib.diagonal(T) < 0.0, -1.0, 1.0)
+
+    def moved(self, theta: Array, change: Array) -> Array:
+        return theta + change
 
     def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         return [f"{group}.{name}" for name in names]

@@ -27,7 +27,7 @@ from ._design import Design, Term
 from ._fit import Start
 from ._fit_glmm import Carry as Modes
 from ._fit_glmm import make_objective, starting_values, tighter
-from ._fit_lmm import TIGHTER, begin, in_units_of_X
+from ._fit_lmm import TIGHTER, begin, in_units_of_X, make_move
 from ._fit_lmm import make_objective as make_linear_objective
 from ._objective import pieces
 from ._pirls import Parameters, zero_u
@@ -65,6 +65,10 @@ class Kind(Protocol):
 
     def objective(self, data: Any, constant: Array) -> opt.Objective:
         """See `_optimise.Objective`."""
+
+    @property
+    def move(self) -> opt.Move:
+        """See `_optimise.Move`."""
 
     def tail(self, state: opt.State, data: Any) -> Array:
         """What is reported of a finished search beside its point, gradient, Hessian and numbers, (c,)."""
@@ -105,6 +109,10 @@ class Generalised:
 
     def objective(self, data: Any, constant: Array) -> opt.Objective:
         return make_objective(data, self.family, self.curvature, self.nAGQ, constant)
+
+    @property
+    def move(self) -> opt.Move:
+        return opt.straight
 
     def tail(self, state: opt.State, data: Any) -> Array:
         beta: Array = state.carry.beta
@@ -150,6 +158,10 @@ class Linear:
     def objective(self, data: Any, constant: Array) -> opt.Objective:
         cross, plan = data
         return make_linear_objective(cross, jnp.asarray(float(self.REML), cross.n.dtype), plan, self.terms, "own")
+
+    @property
+    def move(self) -> opt.Move:
+        return make_move(self.terms, "own")
 
     def tail(self, state: opt.State, data: Any) -> Array:
         end = in_units_of_X(state.carry, data[0])
@@ -272,7 +284,7 @@ def _search(
         return [a[which] for a in own], mine.inverse, mine.constant, state
 
     def advance(own: list[Array], inverse0: Array, constant: Array, state: opt.State) -> opt.State:
-        return opt.advance(kind.objective(_join(own, shared, key), constant), state, inverse0, limits)
+        return opt.advance(kind.objective(_join(own, shared, key), constant), state, inverse0, limits, kind.move)
 
     def report(own: list[Array], state: opt.State) -> Array:
         return _row(state, kind.tail(state, _join(own, shared, key)))

@@ -317,7 +317,7 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
         carry = carry._replace(beta=own)
         x0 = x0.at[t : t + design.p].set(own) if kind.nAGQ else x0
     objective = kind.objective(kind.data(design, extra), constant)
-    end = opt.minimise(objective, x0, inverse, carry, _reachable(kind.limits(limits)), 1)
+    end = opt.minimise(objective, x0, inverse, carry, _reachable(kind.limits(limits)), 1, kind.move)
 
     x_end, g, H = end.x, end.g, end.hessian
     if isinstance(kind, Generalised) and kind.family.limit and kind.family.phi_names:

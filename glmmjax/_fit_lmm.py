@@ -56,6 +56,8 @@ from .families import Gaussian
 
 #: Columns of T below this say nothing of the curvature there.
 LEAST_COLUMN = 1e-6
+#: Evaluations that nearly every search needs fewer of.
+STALLED = 25
 #: Part of the tolerance used: Newton's last step is cheap here, and standard errors are wanted to 1e-6.
 TIGHTER = 1e-3
 
@@ -238,6 +240,17 @@ def _finish(found: opt.Found, cross: CrossProducts) -> opt.Found:
     return found._replace(carry=in_units_of_X(found.carry, cross))
 
 
+def make_move(terms: tuple[Term, ...], metric: str) -> opt.Move:
+    """Straight steps; those of a search that takes long go around turns of the factors (`Unstructured.moved`)."""
+    if metric != "own" or all(t.structure.n_theta == t.structure.k for t in terms):
+        return opt.straight
+
+    def around(x: Array, change: Array) -> Array:
+        return jnp.concatenate([t.structure.moved(x[t.theta], change[t.theta]) for t in terms])
+
+    return lambda x, change, count: jax.lax.cond(count < STALLED, jnp.add, around, x, change)
+
+
 def make_objective(
     cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...], metric: str
 ) -> opt.Objective:
@@ -265,7 +278,8 @@ def search(
 ) -> Array:
     """A fit from cross-products."""
     objective = make_objective(cross, reml, plan, terms, metric)
-    return opt.pack(_finish(opt.found(opt.minimise(objective, x0, inverse0, carry0, limits, path_length)), cross))
+    state = opt.minimise(objective, x0, inverse0, carry0, limits, path_length, make_move(terms, metric))
+    return opt.pack(_finish(opt.found(state), cross))
 
 
 @partial(jax.jit, static_argnames=("metric", "path_length"))
@@ -295,7 +309,9 @@ def _step(
     terms: tuple[Term, ...],
     metric: str,
 ) -> opt.State:
-    return opt.advance(make_objective(cross, reml, plan, terms, metric), state, inverse0, limits)
+    return opt.advance(
+        make_objective(cross, reml, plan, terms, metric), state, inverse0, limits, make_move(terms, metric)
+    )
 
 
 @partial(jax.jit, static_argnames=("terms",))

@@ -93,6 +93,15 @@ class Guide(NamedTuple):
 Objective = Callable[[Array, Any], tuple[Array, Array, Any, Array, Guide | None]]
 
 
+#: (x (P,), change (P,), evaluations so far) -> the point of a search after a step
+Move = Callable[[Array, Array, Array], Array]
+
+
+def straight(x: Array, change: Array, count: Array) -> Array:
+    """The usual one."""
+    return x + change
+
+
 class Limits(NamedTuple):
     """Tolerance and limits, dynamic so that changing them compiles nothing."""
 
@@ -140,14 +149,14 @@ def initial_state(x0: Array, inverse0: Array, carry0: Any, path_length: int) -> 
     )
 
 
-def advance(objective: Objective, s: State, inverse0: Array, limits: Limits) -> State:
+def advance(objective: Objective, s: State, inverse0: Array, limits: Limits, move: Move = straight) -> State:
     """One evaluation, and what follows from it."""
     f, g, carry, inner, guide = jax.lax.optimization_barrier(objective(s.trial, s.hint))
     finite = jnp.isfinite(f) & jnp.isfinite(g).all()
     s = s._replace(evaluations=s.evaluations + 1, inner=s.inner + inner)
 
     def search() -> State:
-        after = _search(s, f, g, carry, finite, inverse0, limits, guide)
+        after = _search(s, f, g, carry, finite, inverse0, limits, guide, move)
         if guide is None:
             return after
         row = jnp.concatenate([s.trial, jnp.stack([f, jnp.full_like(f, jnp.inf)])])
@@ -174,6 +183,7 @@ def _search(
     inverse0: Array,
     limits: Limits,
     guide: Guide | None,
+    move: Move,
 ) -> State:
     first = ~jnp.isfinite(s.f)
     slack = by_precision(ROUNDING, SINGLE_ROUNDING, s.x.dtype) * (1.0 + jnp.abs(s.f))
@@ -228,7 +238,7 @@ def _search(
 
     step_size = by_precision(DIFFERENCE_STEP, SINGLE_STEP, s.x.dtype)
     spacing = step_size * jnp.sqrt(2.0 * jnp.maximum(jnp.diagonal(inverse), 1e-12))
-    trial = jnp.where(to_difference, x.at[0].add(spacing[0]), x + step * direction)
+    trial = jnp.where(to_difference, x.at[0].add(spacing[0]), move(x, step * direction, count))
     row = jnp.concatenate([s.trial, jnp.stack([f, jnp.where(accept, decrement, jnp.inf)])])
     kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), carry, s.carry)
     return s._replace(
@@ -336,7 +346,13 @@ def _change(s: State, H: Array) -> Array:
 
 
 def minimise(
-    objective: Objective, x0: Array, inverse0: Array, carry0: Any, limits: Limits, path_length: int = 0
+    objective: Objective,
+    x0: Array,
+    inverse0: Array,
+    carry0: Any,
+    limits: Limits,
+    path_length: int = 0,
+    move: Move = straight,
 ) -> State:
     """Minimise from x0 with starting metric inverse0, in one `lax.while_loop`.
 
@@ -346,9 +362,10 @@ def minimise(
         carry0: pytree handed to the first evaluation; later ones get that of the accepted point.
         limits: tolerance on the decrement, limit on search evaluations, whether to end with the Hessian.
         path_length: rows of the recorded path.
+        move: where a step leads.
     """
     start = initial_state(x0, inverse0, carry0, path_length)
-    return jax.lax.while_loop(running, lambda s: advance(objective, s, inverse0, limits), start)
+    return jax.lax.while_loop(running, lambda s: advance(objective, s, inverse0, limits, move), start)
 
 
 def running(s: State) -> Array:
