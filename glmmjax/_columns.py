@@ -25,6 +25,7 @@ from ._parse import (
 )
 
 Float = NDArray[np.float64]
+_TIMES = (datetime.date, datetime.time, datetime.timedelta)
 
 
 @dataclass(frozen=True)
@@ -227,12 +228,13 @@ def as_column(raw: Any, name: str) -> Value:
         else:
             listed = array
             array = np.asarray(array)
-            # of a list: NaN would have become the text "nan", large integers rounded floats
-            text = array.dtype.kind in "US"
-            if array.ndim == 1 and (
-                text or (array.dtype.kind == "f" and isinstance(listed, list) and beyond_float(array))
-            ):
-                array = np.array(listed, dtype=object)
+            # of a list: NaN would have become the text "nan", large integers rounded floats, True a number
+            lossy = array.dtype.kind in "US"
+            if isinstance(listed, list) and array.dtype.kind in "iuf":
+                lossy = beyond_float(array) or any(isinstance(v, (bool, np.bool_)) for v in listed)
+            if array.ndim == 1 and lossy:
+                array = np.empty(len(listed), dtype=object)
+                array[:] = listed
     if array.ndim != 1:
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
@@ -264,14 +266,17 @@ def _as_pandas(raw: Any) -> Any:
         gone = np.ma.getmaskarray(raw)
         if raw.dtype.kind in "iu":
             return pd.arrays.IntegerArray(np.ma.getdata(raw).copy(), gone.copy()) if raw.ndim == 1 else raw.filled(0)
-        numeric = raw.dtype.kind == "f"
-        return np.ma.filled(raw.astype(np.float64 if numeric else object), np.nan if numeric else None)
+        out = np.ma.getdata(raw).astype(np.float64 if raw.dtype.kind == "f" else object)
+        out[gone] = np.nan if raw.dtype.kind == "f" else None
+        return out
     library = _library(raw)
     if library == "polars" and hasattr(raw, "null_count"):
         return _from_polars(raw)
     if library == "pyarrow" and hasattr(raw, "null_count"):
         if str(raw.type).startswith("dictionary"):
             return pd.Categorical(raw.to_pandas())
+        if str(raw.type).endswith("_view"):  # which pandas does not hold
+            return np.array(raw.to_pylist(), dtype=object)
         return pd.arrays.ArrowExtensionArray(raw)  # type: ignore[attr-defined]
     return raw
 
@@ -339,6 +344,8 @@ def _from_categorical(array: pd.Categorical, name: str) -> Factor:
     kind = categories.dtype.kind
     if kind in "Mm" or isinstance(categories.dtype, pd.PeriodDtype):
         _reject_time(name)
+    if kind == "O" and any(isinstance(c, _TIMES) for c in categories):
+        _reject_time(name)
     if kind == "c" or (kind == "O" and any(isinstance(c, (bytes, tuple, complex)) for c in categories)):
         _refuse(name, "categories that are neither numbers nor text")
     if kind == "f":
@@ -352,8 +359,7 @@ def _from_categorical(array: pd.Categorical, name: str) -> Factor:
 
 def _from_extension(array: Any, dtype: Any, name: str) -> Value:
     kind, scalar = getattr(dtype, "kind", "O"), dtype.type
-    times = (datetime.date, datetime.time, datetime.timedelta)
-    if kind in "Mm" or scalar in times or isinstance(dtype, (pd.DatetimeTZDtype, pd.PeriodDtype)):
+    if kind in "Mm" or scalar in _TIMES or isinstance(dtype, (pd.DatetimeTZDtype, pd.PeriodDtype)):
         _reject_time(name)
     if kind in "biuf" and scalar is not Decimal:
         missing = np.asarray(array.isna())

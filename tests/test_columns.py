@@ -142,6 +142,9 @@ REFUSED = {
     "time": ([datetime.time(1)] * 3, "dates or times"),
     "period": (pd.period_range("2020", periods=3, freq="D"), "dates or times"),
     "categories of dates": (pd.Categorical(pd.date_range("2020", periods=3)), "dates or times"),
+    "categories of date objects": (pd.Categorical([datetime.date(2020, 1, 1), None]), "dates or times"),
+    "masked dates": (np.ma.masked_array(np.array(["2020", "2021"], "M8[D]"), [0, 1]), "dates or times"),
+    "list of True and numbers": ([True, 2, 3], "mixes values of types bool and int"),
     "date32[pyarrow]": (pd.array([datetime.date(2020, 1, 1)] * 3, "date32[pyarrow]"), "dates or times"),
     "time64[pyarrow]": (pa.array([datetime.time(1)] * 3), "dates or times"),
     "polars Date": (pl.Series([datetime.date(2020, 1, 1)] * 3), "dates or times"),
@@ -193,6 +196,11 @@ def test_factors_and_text():
         found = as_column(column, "f")
         assert found.logical and found.codes.tolist() == [1, -1, 0]
     assert as_column(pl.Series([True, False]), "f").dtype == bool
+    assert as_column([True, None, np.nan, False], "f").codes.tolist() == [1, -1, -1, 0]
+    masked = as_column(np.ma.masked_array(["a", "b", "a"], [0, 1, 0]), "f")
+    assert masked.levels == ("a",) and masked.codes.tolist() == [0, -1, 0]
+    assert as_column(np.ma.masked_array([True, False], [0, 1]), "f").codes.tolist() == [1, -1]
+    assert as_column(pa.array(["x", None], pa.string_view()), "f").codes.tolist() == [0, -1]
     assert as_column(["a ", "a"], "f").levels == ("a", "a ")  # as R
     assert as_column(_objects(["a", 1]), "f").levels == ("1", "a")
     assert as_column(pd.cut([1, 2, 3], 2), "f").ordered
