@@ -43,17 +43,16 @@ class Sensitivity:
             raise NotSupportedError("nAGQ = 0 maximises no likelihood in (theta, beta); fit with nAGQ = 1")
         self.likelihood = Likelihood(model, reml)
         self.names = self.likelihood.names
-        self.H = self.likelihood.hessian(self.likelihood.x[None])[0]
-        separation = model._estimates.separation
-        kept = np.eye(self.H.shape[0])
+        H = self.likelihood.hessian(self.likelihood.x[None])[0]
+        separation, root = model._estimates.separation, self.likelihood.root
         if separation is not None:  # along what runs off nothing moves
-            kept = separation.kept_of(self.H.shape[0], model._design.n_theta)
-        inner = kept.T @ self.H @ kept
-        scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(inner)), 1e-12))
-        values, vectors = np.linalg.eigh(inner * np.outer(scale, scale))
+            kept = np.linalg.qr(np.linalg.solve(root, separation.kept_of(H.shape[0], model._design.n_theta)))[0]
+            root, H = root @ kept, kept.T @ H @ kept
+        scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(H)), 1e-12))
+        values, vectors = np.linalg.eigh(H * np.outer(scale, scale))
         keep = values > 1e-8  # a direction that the data do not determine does not move
-        root = kept @ (scale[:, None] * vectors[:, keep])
-        self.inverse = (root / values[keep]) @ root.T
+        #: (P, r) with half half' the inverse Hessian
+        self.half = root @ (scale[:, None] * vectors[:, keep]) / np.sqrt(values[keep])
         self._mixed: dict[str, np.ndarray] = {}
 
     def mixed(self, what: str) -> np.ndarray:
@@ -78,7 +77,11 @@ class Sensitivity:
 
     def derivative(self, what: str) -> np.ndarray:
         """(P, n) derivatives of the estimates."""
-        return np.asarray(-self.inverse @ self.mixed(what))
+        return -self.moves(self.mixed(what))
+
+    def moves(self, gradients: np.ndarray) -> np.ndarray:
+        """H^-1 times gradients (P, m)."""
+        return np.asarray(self.half @ (self.half.T @ gradients))
 
 
 def sensitivity(model: MixedModel, what: str) -> pd.DataFrame:
@@ -217,7 +220,7 @@ def influence(
         made = model.refit_ml()._sensitivity
         names = made.names
         scores = made.scores() if groups is None else made.cluster_scores(codes, len(labels))
-        moves = (made.inverse @ scores).T
+        moves = made.moves(scores).T
     else:
         parts = information_by_cluster(np.asarray(model._design.X), codes, len(labels))
         known = 1.0 - np.linalg.eigvalsh(parts).max(axis=1, initial=0.0) > LEAST_INFORMATION
@@ -299,7 +302,7 @@ def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataF
             )
     made = model.refit_ml()._sensitivity
     scores = made.cluster_scores(codes, len(labels))
-    half = made.inverse @ scores
+    half = made.moves(scores)
     # the deviance is twice the negative log-likelihood: scores and Hessian are both in its units
     V = half @ half.T
     if model.at_limit:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from ._basis import APART, Basis
 from ._design import Design, Term
 from ._fit import block_diagonal
 from ._fit_glmm import Carry, GeneralisedProblem, deviance_at
@@ -170,7 +171,8 @@ class Likelihood:
     """-2 log-likelihood of a model's data as a function of x (P,) = (theta, beta, log phi or log sigma).
 
     Attributes:
-        x: (P,) the estimates. names: of the parameters. scale: (P,) rough standard errors.
+        x: (P,) the estimates. names: of the parameters. root: (P, P) directions about a standard error long, which are
+            those of the parameters where these are well apart.
     """
 
     def __init__(self, model: MixedModel, reml: bool = False) -> None:
@@ -204,11 +206,26 @@ class Likelihood:
         self.constant = constant
         self.layout = Layout(model._design.terms, self.p, isinstance(problem, LinearProblem))
         theta_scale = np.sqrt(2.0 / np.maximum(curvature[: self.n_theta], 1e-2))
-        self.scale = np.concatenate([theta_scale, *spread])
-        self.scale = np.where(np.isfinite(self.scale), self.scale, 1.0)
+        scale = np.concatenate([theta_scale, *spread])
+        self.root = np.diag(np.where(np.isfinite(scale), scale, 1.0))
+        basis, A = problem.scaling.basis, np.asarray(self._data[1]) if self.layout.linear else problem.scaling.A
+        if not basis.diagonal or (np.abs(np.diag(A)) < APART * np.linalg.norm(A, axis=0)).any():
+            self.root = self._internal_root(basis, A, e.hessian)
         self.evaluations = 0
         values = model.nobs if model.nAGQ <= 1 else max(model.nobs, CHUNK)
         self._lanes = max(1, min(LANES, MAX_VALUES // values))
+
+    def _internal_root(self, basis: Basis, A: np.ndarray, H: np.ndarray) -> np.ndarray:
+        """`root` along internal coordinates; A (p, p) with X = Xs A, H the Hessian of the fit."""
+        apart = np.linalg.inv(A)
+        if self.layout.linear:
+            fixed, H = self.model.sigma / np.sqrt(self.model.nobs) * apart, basis.inverse.T @ H @ basis.inverse
+            rest = np.eye(1) / np.sqrt(2.0 * self.model.nobs)
+        else:
+            back = block_diagonal([basis.inverse, apart, np.eye(self.x.size - self.n_theta - self.p)])
+            scale = np.sqrt(2.0 / np.maximum(np.diag(back.T @ H @ back), 1e-2))
+            return np.asarray(back * np.where(np.isfinite(scale), scale, 1.0))
+        return block_diagonal([basis.inverse * np.sqrt(2.0 / np.maximum(np.diag(H), 1e-2)), fixed, rest])
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
@@ -226,16 +243,14 @@ class Likelihood:
 
     def hessian(self, x: np.ndarray, root: np.ndarray | None = None, h: float = 1e-3) -> np.ndarray:
         """(L, P, P) Hessians at x (L, P), by central differences of exact gradients along the columns of `root`, and in
-        its coordinates; without one, in units of `scale` and returned in those of x."""
+        its coordinates; without one, along `self.root`."""
         L, P = x.shape
-        columns = np.diag(self.scale) if root is None else root
+        columns = self.root if root is None else root
         steps = h * columns.T  # (P, P): one step a row
         points = np.concatenate([x[:, None] + steps, x[:, None] - steps], axis=1).reshape(-1, P)
         g = self(points)[1].reshape(L, 2, P, P)
         H = (g[:, 0] - g[:, 1]) @ columns / (2.0 * h)
         H = 0.5 * (H + H.swapaxes(1, 2))
-        if root is None:
-            H = H / np.outer(self.scale, self.scale)
         return np.asarray(H)
 
     def without(self, codes: np.ndarray, m: int) -> np.ndarray:

@@ -213,9 +213,10 @@ class Tracer:
         self.x = self.likelihood.x
         self.functions = _Functions(self.likelihood, focals)
         H = self.likelihood.hessian(self.x[None])[0]
-        s = self.likelihood.scale
-        values, vectors = np.linalg.eigh(H * np.outer(s, s))
-        self.root = np.sqrt(2.0) * s[:, None] * vectors / np.sqrt(np.maximum(values, 1e-4 * max(values[-1], 1e-300)))
+        values, vectors = np.linalg.eigh(H)
+        self.root = (
+            np.sqrt(2.0) * self.likelihood.root @ vectors / np.sqrt(np.maximum(values, 1e-4 * max(values[-1], 1e-300)))
+        )
         # the estimates to rounding, so that zeta^2 has no linear part
         for _ in range(3):
             f, g = self.likelihood(self.x[None])

@@ -497,7 +497,8 @@ class MixedModel:
         if self.is_linear:
             from ._influence import Sensitivity
 
-            return 2.0 * Sensitivity(self, self.REML).inverse
+            half = Sensitivity(self, self.REML).half
+            return np.asarray(2.0 * half @ half.T)
         if self.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 has no joint covariance of theta and beta; fit with nAGQ = 1")
         return self._estimates.covariance

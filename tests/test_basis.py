@@ -107,6 +107,32 @@ def test_covariances_are_those_of_the_shifted_model() -> None:
     assert_close(two.ranef()["g"].to_numpy(), one.ranef()["g"].to_numpy() @ M.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fit", [gj.lmer, gj.glmer])
+def test_what_follows_from_the_curvature(fit: Any) -> None:
+    """Profiles, sandwich and first-order deletions of the slope, and leverages, 1e5 standard deviations from 0."""
+    data, formula = table(), f"{'y' if fit is gj.lmer else 'b'} ~ x + (x | g)"
+    one, two = fit(formula, data), fit(formula, data.assign(x=data.x + 1e5))
+    assert_close(two.hatvalues(), one.hatvalues(), rtol=1e-5)
+    robust = [m.vcov(type="robust").loc["x", "x"] for m in (one, two)]
+    assert_close(robust[1], robust[0], rtol=1e-5)
+    cook = [m.influence("g").cooks_distance() for m in (one, two)]
+    assert_close(cook[1], cook[0], rtol=1e-4)
+    if fit is gj.lmer:
+        rows = ["sd_x|g", "sigma", "x"]
+        ends = [m.confint("profile", which=["x"]).loc[rows] for m in (one, two)]
+        assert_close(ends[1], ends[0], rtol=1e-5)
+
+
+def test_fixed_effects_far_from_zero() -> None:
+    """The same with a random intercept alone, where X is far from 0 and z is not."""
+    data = table()
+    for shift in (1e4, 1e6):
+        same_model(gj.glmer, "b ~ x + (1 | g)", data, {"x": (shift, 1.0)}, nAGQ=0)
+    one, two = (gj.lmer("y ~ x + (1 | g)", d) for d in (data, data.assign(x=data.x + 1e5)))
+    robust = [m.vcov(type="robust").loc["x", "x"] for m in (one, two)]
+    assert_close(robust[1], robust[0], rtol=1e-5)
+
+
 def test_many() -> None:
     """Datasets far from 0 beside others: each like its own fit."""
     parts = [table(seed) for seed in (1, 2, 3, 4)]

@@ -62,7 +62,7 @@ def test_points_of_lme4(name: str) -> None:
 def constrained(model: gj.MixedModel, fixed: int, value: float) -> float:
     """The lowest deviance with parameter number `fixed` of (theta, beta, log sigma) held, by L-BFGS-B in SciPy."""
     likelihood = Likelihood(model)
-    x, scale = likelihood.x.copy(), likelihood.scale
+    x, scale = likelihood.x.copy(), np.diag(likelihood.root)
     x[fixed] = value
     free = np.delete(np.arange(x.size), fixed)
 
