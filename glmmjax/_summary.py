@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._errors import DataError, FormulaError
+from ._optimise import EVALUATION_LIMIT
 from ._parse import bits
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ def convergence_problems(model: MixedModel) -> list[str]:
     out = []
     stats = model.fit_stats
     if not model.converged:
+        advice = ": try other start values, or Control(optimizer='newton')"
         out.append(
             f"the fit did not converge ({stats.message}; expected further decrease of the deviance "
-            f"{stats.decrement:.2g}): try other start values, or Control(optimizer='newton')"
+            f"{stats.decrement:.2g}){'' if stats.status == EVALUATION_LIMIT else advice}"
         )
     undetermined = model.undetermined
     if undetermined and not model.is_singular and not model._nothing_left:
