@@ -31,6 +31,8 @@ from ._fit import (
     barely_dispersed,
     safe_inverse,
 )
+from ._fit_glmm import impossible
+from ._fit_lmm import EXACT, FINE, part_left
 from .families import LOG_PHI_MAX, Family, reported
 
 #: Restarts from points that are no minima.
@@ -118,7 +120,25 @@ def fit_block(
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
-    return judge(ends, kind, design.terms, A[:count], C_inverse, limits, rows[:count])
+    made = judge(ends, kind, design.terms, A[:count], C_inverse, limits, rows[:count])
+    return _objections(made, ends, kind, design)
+
+
+def _objections(made: Many, ends: Ends, kind: Kind, design: Design) -> Many:
+    """`made` with what cannot be an estimate marked as such; see `_fit.Problem.objection`."""
+    status, n = made.status.copy(), np.shape(design.y)[-1]
+    if isinstance(kind, Generalised):
+        if kind.family.discrete:
+            status[impossible(made.objective, n)] = opt.IMPOSSIBLE
+    else:
+        y, X, weights, offset = (np.asarray(a) for a in (design.y, design.X, design.weights, design.offset))
+        size = (weights * np.square(y - offset)).sum(-1)
+        for i in np.flatnonzero(ends.tail[:, 0] < FINE * np.resize(size, ends.tail.shape[0])):
+            own = (a[i] if a.ndim > d else a for a, d in ((y, 1), (X, 2), (weights, 1), (offset, 1)))
+            left = part_left(float(ends.tail[i, 0]), *own)
+            if left < FINE:
+                status[i] = opt.EXACT if left <= EXACT else opt.COARSE
+    return replace(made, status=status, converged=made.converged & (status == opt.CONVERGED))
 
 
 @dataclass(frozen=True)

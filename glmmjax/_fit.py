@@ -230,6 +230,14 @@ class Problem:
         out: opt.Found = jax.device_get(self.finish(opt.found(state)))
         return out
 
+    def finer(self, found: opt.Found) -> Problem | None:
+        """The same problem computed with more digits, where a search has ended at a point that needs them."""
+        return None
+
+    def objection(self, found: opt.Found) -> int | None:
+        """Status of an end that cannot be an estimate, however it was found; None if there is nothing to object."""
+        return None
+
     def finish(self, found: opt.Found) -> opt.Found:
         """What `minimise` does to the end of its search."""
         return found
@@ -288,7 +296,7 @@ def estimate(
         rest = estimate(problem.settled(separation), given, tol, max_evaluations, optimizer, verbose)
         return problem.unsettled(rest, separation)
     limits = opt.Limits(tol, max_evaluations, not problem.exact)
-    metric, extra = "bfgs" if optimizer == "bfgs" else "own", 0
+    whole, metric, extra = limits, "bfgs" if optimizer == "bfgs" else "own", 0
     outside = optimizer not in ("auto", "bfgs")
     if outside:
         from ._other_optimisers import search
@@ -296,8 +304,14 @@ def estimate(
         begin, extra = search(problem, optimizer, begin, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
     state = problem.run(begin, limits, metric, verbose)
-    state, at_limit = _settle_dispersion(problem, begin, state, limits)
-    extra += at_limit
+    finer = problem.finer(state)
+    if finer is not None:
+        extra += state.search_evaluations
+        problem, metric, limits = finer, "bfgs", whole
+        begin = Start(state.x, safe_inverse(state.hessian), state.carry, begin.constant)
+        state = problem.run(begin, limits, metric)
+    state, spent = _settle_dispersion(problem, begin, state, whole)
+    extra += spent
     restarts = 0
     for _ in range(SETTLINGS):
         state, left, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
@@ -526,6 +540,8 @@ def _report(
         status = opt.CONVERGED
     elif not minimum and status == opt.CONVERGED:
         status, converged = opt.NOT_MINIMUM, False
+    objection = problem.objection(state)
+    status = status if objection is None else objection
     converged = converged and status == opt.CONVERGED
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)

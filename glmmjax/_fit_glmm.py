@@ -61,6 +61,11 @@ def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
     return replace(scaled, X=Xs), Scaling(A, basis, n_phi)
 
 
+def impossible(deviance: Any, n: int) -> Any:
+    """Whether no discrete distribution of n rows has this deviance: its log-likelihood is above 0."""
+    return deviance < -1e-8 * (1.0 + n)
+
+
 def tighter(limits: opt.Limits) -> opt.Limits:
     """Limits with the tolerance that the search works to.
 
@@ -290,6 +295,9 @@ class GeneralisedProblem(Problem):
         other.design = replace(self.design, **new)
         other._padded = replace(self._padded, **self._bucket.pad_arrays(new))
         return other
+
+    def objection(self, found: opt.Found) -> int | None:
+        return opt.IMPOSSIBLE if self.family.discrete and impossible(found.f, self.original.n) else None
 
     def _start_from(self, start: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """theta and phi of the joint fit, at identity factors or the user's (data units); whether theta is given."""

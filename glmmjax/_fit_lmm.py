@@ -23,7 +23,7 @@ from . import _programs as programs
 from ._basis import scale_z
 from ._bordered import Columns, quadratic, selected_inverse
 from ._buckets import bucket_of
-from ._design import Design, Term, factors_of, off_ridge
+from ._design import Design, Term, factors, factors_of, linear_predictor, off_ridge
 from ._fit import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal, unpacked
 from ._fit_glmm import one_fit_options
 from ._linalg import (
@@ -39,7 +39,8 @@ from ._linalg import (
     spd_inverse,
     take,
 )
-from ._pirls import Blocked
+from ._memory import triangle
+from ._pirls import Blocked, newton_step, row_sums, squared_norm, unspool
 from ._pls import (
     CrossProducts,
     Profile,
@@ -58,6 +59,9 @@ from .families import Gaussian
 LEAST_COLUMN = 1e-6
 #: Evaluations that nearly every search needs fewer of.
 STALLED = 25
+#: Residual sums of squares below this part of that of least squares are computed from the rows, below the second one
+#: they are rounding: the response is fitted exactly.
+FINE, EXACT = 1e-6, 1e-12
 #: Part of the tolerance used: Newton's last step is cheap here, and standard errors are wanted to 1e-6.
 TIGHTER = 1e-3
 
@@ -327,6 +331,60 @@ def _hessian(x: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tup
     return jax.hessian(lambda t: criterion(profile(t, cross, plan, terms), cross, reml))(x)
 
 
+def _by_rows(cross: CrossProducts, reml: Array, design: Design) -> opt.Objective:
+    """`make_objective` for BFGS, the penalised residual sum of squares from the residuals of the rows.
+
+    Cross-products cannot tell it where it is a millionth of the response's: its relative error is theirs times that
+    ratio. Solved once more for what the rows leave, estimates keep their digits, and so does the gradient, which by the
+    envelope theorem needs no derivative of theirs.
+    """
+    p = design.p
+    X = jnp.asarray(design.X)
+    rows = replace(design, X=jax.scipy.linalg.solve_triangular(cross.A.T, X.T, lower=True).T if p else X)
+    y, w = jnp.asarray(design.y), jnp.asarray(design.weights)
+
+    def value(theta: Array) -> tuple[Array, Profile]:
+        at = profile(theta, cross, design.plan, design.terms)
+        T = factors(theta, design)
+        fixed, u = jax.lax.stop_gradient((cross.beta_ols + at.beta, at.u))
+        still = jax.lax.stop_gradient(T)
+        left = y - linear_predictor(unspool(u, still), fixed, rows)
+        step = newton_step(row_sums(w * left, w, rows, p > 0), u, still, rows)
+        step = jax.lax.stop_gradient(step)
+        u = tuple(jnp.where(step.ok, a + d, a) for a, d in zip(u, step.du, strict=True))
+        if step.dbeta is not None:
+            fixed = jnp.where(step.ok, fixed + step.dbeta, fixed)
+        left = y - linear_predictor(unspool(u, T), fixed, rows)
+        at = at._replace(r2=jnp.vdot(w * left, left) + squared_norm(u), beta=fixed - cross.beta_ols, u=u)
+        return criterion(at, cross, reml), at
+
+    def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, None]:
+        (f, at), g = jax.value_and_grad(value, has_aux=True)(x)
+        return f, g, Carry(at.u, at.beta, at.schur, at.r2, jnp.zeros_like(f)), jnp.zeros((), jnp.int32), None
+
+    return objective
+
+
+@partial(jax.jit, static_argnames=("path_length",))
+def _run_by_rows(
+    x0: Array, inverse0: Array, carry0: Carry, limits: opt.Limits, design: Design, reml: Array, path_length: int
+) -> Array:
+    """`_run` by rows."""
+    cross = cross_products(design)
+    end = opt.minimise(_by_rows(cross, reml, design), x0, inverse0, carry0, limits, path_length)
+    return opt.pack(_finish(opt.found(end), cross))
+
+
+def part_left(r2: float, y: Any, X: Any, weights: Any, offset: Any) -> float:
+    """A residual sum of squares as a part of that of least squares on X alone; 1 where it is more than `FINE`."""
+    y, w, X = np.asarray(y) - np.asarray(offset), np.asarray(weights), np.asarray(X)
+    if not r2 < FINE * float(w @ np.square(y)):
+        return 1.0
+    root = np.sqrt(w)
+    last = triangle(y.size, lambda rows: root[rows, None] * np.column_stack([X[rows], y[rows]]))[-1, -1]
+    return r2 / float(np.square(last)) if abs(last) > 1e-13 * np.sqrt(w @ np.square(y)) else 0.0
+
+
 def begin(theta: Any, fresh: Any, design: Design) -> Start:
     """Start of a search at theta, with a rule of thumb for its metric."""
     p = design.p
@@ -344,6 +402,7 @@ class LinearProblem(Problem):
 
     joint = True
     guided = True
+    by_rows = False
 
     def __init__(self, design: Design, REML: bool, exact: bool = False) -> None:
         self._scaled, basis = scale_z(design)
@@ -381,6 +440,21 @@ class LinearProblem(Problem):
         other.REML = REML
         return other
 
+    def left(self, found: opt.Found) -> float:
+        """Penalised residual sum of squares at the end of a search, as a part of that of least squares on X."""
+        design = self.original
+        return part_left(float(found.carry.r2), design.y, design.X, design.weights, design.offset)
+
+    def finer(self, found: opt.Found) -> LinearProblem | None:
+        if self.by_rows or not EXACT < self.left(found) < FINE:
+            return None
+        other = copy(self)
+        other.by_rows, other.guided = True, False
+        return other
+
+    def objection(self, found: opt.Found) -> int | None:
+        return opt.EXACT if self.left(found) <= EXACT else None
+
     @property
     def _reml(self) -> np.ndarray:
         return np.asarray(float(self.REML))
@@ -406,6 +480,7 @@ class LinearProblem(Problem):
         return begin(x, np.asarray(float("theta" not in start)), design)
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        metric = "bfgs" if self.by_rows else metric
         limits, carry = opt.as_arrays(self._limits(limits, metric)), begin.carry
         begin = begin._replace(carry=carry._replace(u=self._bucket.pad_levels(carry.u)))
         arguments = begin.x, begin.inverse, begin.carry, limits, self._padded, self._reml
@@ -421,6 +496,8 @@ class LinearProblem(Problem):
             if kept is not None:
                 self._held.set(kept)
         program: Any = partial(_run, **settings) if kept is None else kept[0]
+        if self.by_rows:
+            program = partial(_run_by_rows, path_length=PATH_LENGTH)
         found = unpacked(program(*arguments), begin)
         return found._replace(carry=found.carry._replace(u=self._bucket.own_levels(found.carry.u)))
 

@@ -25,12 +25,17 @@ from ._precision import by_precision
 
 #: status codes
 CONVERGED, EVALUATION_LIMIT, LINE_SEARCH, NON_FINITE, NOT_MINIMUM = 0, 1, 2, 3, 4
+#: no search ends with these: what it ended at cannot be an estimate (5 is taken in `_fit_design`)
+EXACT, IMPOSSIBLE, COARSE = 6, 7, 8
 MESSAGES = {
     CONVERGED: "converged",
     EVALUATION_LIMIT: "stopped at the limit on evaluations; raise Control(max_evaluations=...)",
     LINE_SEARCH: "the line search could not reduce the deviance further",
     NON_FINITE: "the deviance is not finite at the starting values",
     NOT_MINIMUM: "stopped at a point that is not a minimum",
+    EXACT: "the response is fitted exactly by the fixed and random effects: no residual variance is left to estimate",
+    COARSE: "random effects are so large beside the residuals that digits are missing: fit it alone, by lmer",
+    IMPOSSIBLE: "a discrete log-likelihood above 0: the density overflowed on the way",
 }
 
 ARMIJO = 1e-4

@@ -52,6 +52,8 @@ from .families import Family
 #: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
 TOLERANCE = 1e-12
 MAX_ITERATIONS = 100
+#: Penalised deviances above this are not those of data near their means.
+FAR = 1e12
 #: Shortest step tried, as a part of the Newton step.
 MIN_SCALE = 2.0**-25
 
@@ -263,7 +265,9 @@ def find_mode(
         usable = accepted & newton.ok
         # accepted, but no Newton step from here: try again with safe weights; rejected: half the step
         to_fisher = accepted & ~newton.ok & ~fisher & (not family.canonical)
-        scale = jnp.where(accepted, 1.0, 0.5 * s.scale)
+        # where an exponential rules, Newton steps by 1 however far the mode is: twice as far while that lasts
+        far = accepted & ~first & (value > FAR) & (value < 0.6 * s.value)
+        scale = jnp.where(accepted, jnp.where(far, 2.0 * s.scale, 1.0), 0.5 * s.scale)
         exhausted = ~accepted & (first | (scale < MIN_SCALE))
         failed = exhausted | (accepted & ~newton.ok & ~to_fisher)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._errors import DataError, FormulaError
-from ._optimise import EVALUATION_LIMIT
+from ._optimise import EVALUATION_LIMIT, EXACT, IMPOSSIBLE
 from ._parse import bits
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def convergence_problems(model: MixedModel) -> list[str]:
             f"the fit did not converge ({stats.message}; expected further decrease of the deviance "
             f"{stats.decrement:.2g}){'' if stats.status == EVALUATION_LIMIT else advice}"
         )
-    undetermined = model.undetermined
+    undetermined = [] if stats.status in (EXACT, IMPOSSIBLE) else model.undetermined
     if undetermined and not model.is_singular and not model._nothing_left:
         out.append(
             f"the data do not determine {', '.join(undetermined)} separately: the deviance is flat along a "

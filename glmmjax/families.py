@@ -125,6 +125,8 @@ class Family:
     #: curvature of the Laplace approximation when the user does not choose one
     default_hessian: ClassVar[str] = "observed"
     links_offered: ClassVar[tuple[str, ...]] = ()
+    #: whether densities are probabilities, so that no log-likelihood is above 0
+    discrete: ClassVar[bool] = False
     #: the family that this one becomes as its dispersion goes to infinity; "" if the density has no such limit
     limit: ClassVar[str] = ""
 
@@ -257,6 +259,7 @@ class Binomial(Family):
 
     link: Link = links.logit
     name: ClassVar[str] = "binomial"
+    discrete: ClassVar[bool] = True
     default_hessian: ClassVar[str] = "expected"
     links_offered: ClassVar[tuple[str, ...]] = ("logit", "probit", "cloglog", "cauchit", "log")
 
@@ -371,6 +374,7 @@ class Poisson(Family):
 
     link: Link = links.log
     name: ClassVar[str] = "poisson"
+    discrete: ClassVar[bool] = True
     default_hessian: ClassVar[str] = "expected"
     links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
 
@@ -378,9 +382,9 @@ class Poisson(Family):
         object.__setattr__(self, "link", _offered(self.link, self))
 
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
-        mu = self.link.inverse(eta)
         if self.link is links.log:
-            return weights * (y * eta - mu)
+            return weights * (y * eta - links.exp_extended(eta))
+        mu = self.link.inverse(eta)
         value = _product(y, self.link.log_mu(eta)) - mu
         if self.link is links.identity:  # a steep parabola holds the mean of zero counts at zero
             value = value - 0.5 * (jnp.minimum(eta, 0.0) / links.EDGE) ** 2
@@ -394,6 +398,8 @@ class Poisson(Family):
             return (eta > links.EDGE) | (y == 0.0)
         if self.link is links.identity:
             return jnp.where(y > 0.0, eta > links.EDGE, eta >= 0.0)
+        if self.link is links.log:
+            return eta < links.EXP_RANGE
         return jnp.ones_like(eta, bool)
 
     def constant(self, y: Array, weights: Array) -> Array:
@@ -491,6 +497,7 @@ class NegativeBinomial(Family):
     theta: float | None = None
     link: Link = links.log
     name: ClassVar[str] = "negative.binomial"
+    discrete: ClassVar[bool] = True
     limit: ClassVar[str] = "poisson"
     links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
 

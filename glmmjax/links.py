@@ -151,6 +151,19 @@ def _exp(eta: Array) -> Array:
     return jnp.exp(jnp.where(eta < _MAX_EXP, eta, _MAX_EXP))
 
 
+#: Where `exp_extended` leaves the exponential: no mean is so large.
+EXP_RANGE = 300.0
+
+
+def exp_extended(eta: Array) -> Array:
+    """exp(eta), continued from EXP_RANGE on by its second-order expansion there.
+
+    A linear predictor in the hundreds, by an offset, say, then has a slope that leads back, and no value overflows.
+    """
+    t = jnp.where(eta < EXP_RANGE, 0.0, eta - EXP_RANGE)
+    return jnp.exp(jnp.where(eta < EXP_RANGE, eta, EXP_RANGE)) * (1.0 + t + 0.5 * t * t)
+
+
 def _cloglog_log_mean(eta: Array) -> Array:
     # log(1 - exp(-t)), t = exp(eta): eta + log((1 - exp(-t)) / t); the ratio by its series for small t
     t = jnp.exp(jnp.clip(eta, -_MAX_EXP, _MAX_EXP))
@@ -210,7 +223,7 @@ cloglog = Link(
     inverse=lambda eta: -jnp.expm1(-_exp(eta)),
     link=lambda mu: jnp.log(-jnp.log1p(-mu)),
     log_mean=_cloglog_log_mean,
-    log1m_mean=lambda eta: -_exp(eta),
+    log1m_mean=lambda eta: -exp_extended(eta),
 )
 cauchit = Link(
     "cauchit",
