@@ -360,7 +360,8 @@ def _by_rows(cross: CrossProducts, reml: Array, design: Design) -> opt.Objective
 
     def objective(x: Array, carry: Carry) -> tuple[Array, Array, Carry, Array, None]:
         (f, at), g = jax.value_and_grad(value, has_aux=True)(x)
-        return f, g, Carry(at.u, at.beta, at.schur, at.r2, jnp.zeros_like(f)), jnp.zeros((), jnp.int32), None
+        after = carry._replace(u=at.u, beta=at.beta, schur=at.schur, r2=at.r2)
+        return f, g, after, jnp.zeros((), jnp.int32), None
 
     return objective
 

@@ -137,3 +137,117 @@ def test_fit_design_at_the_limit() -> None:
     assert int(m.status) == 0 and np.isinf(m.phi[0])
     np.testing.assert_allclose(m.beta, p.beta, atol=1e-7)
     np.testing.assert_allclose(m.vcov, p.vcov, rtol=1e-6, atol=1e-12)
+
+
+# -------------------- residuals that are small beside the random effects
+def _dense_reml(design: gj.Design, theta: np.ndarray) -> float:
+    """REML criterion from the dense covariance in extended precision."""
+    y, X = (np.asarray(a, np.longdouble) for a in (design.y, design.X))
+    V = np.diag(1 / np.asarray(design.weights, np.longdouble))
+    for term in design.terms:
+        z = np.asarray(design.z[term.block], np.longdouble)[:, term.columns]
+        z = z @ term.structure.host_factor(theta[term.theta])
+        level = np.asarray(design.level[term.block])
+        V = V + (z @ z.T) * (level[:, None] == level)
+    columns, p = np.column_stack([X, y]), X.shape[1]
+    logdet = np.longdouble(0)
+    for j in range(V.shape[0]):  # Cholesky and forward substitution in one
+        pivot = np.sqrt(V[j, j])
+        logdet += 2 * np.log(pivot)
+        below = V[j + 1 :, j] / pivot
+        columns[j] /= pivot
+        columns[j + 1 :] -= np.outer(below, columns[j])
+        V[j + 1 :, j + 1 :] -= np.outer(below, below)
+    Q = np.zeros_like(columns)
+    for j in range(p + 1):  # Gram and Schmidt, twice
+        v = columns[:, j].copy()
+        for _ in range(2):
+            v -= Q[:, :j] @ (Q[:, :j].T @ v)
+        Q[:, j] = v / np.sqrt(v @ v)
+        size = (v @ v) if j == p else np.log(v @ v)
+        logdet += 0 if j == p else size
+    N = y.size - p
+    return float(logdet + N * (1 + np.log(2 * np.pi * size / N)))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="needs 80-bit floats")
+@pytest.mark.filterwarnings("ignore:the fit is singular")
+@pytest.mark.parametrize(("seed", "lowest"), [(0, 426.31042137272), (2, 433.09327889)])
+def test_random_effects_thousands_of_times_the_residuals(seed: int, lowest: float) -> None:
+    """`lowest` by Nelder and Mead on the dense criterion from several starts."""
+    r = np.random.default_rng(seed)
+    g, h = r.integers(0, 7, 84), r.integers(0, 4, 84)
+    x, w = r.normal(size=84), r.uniform(0.5, 2, 84)
+    y = 1e4 + 0.3 * x + r.normal(size=7)[g] + 1.4 * r.normal(size=84)
+    data = pd.DataFrame({"g": g, "h": h, "x": x, "w": w, "y": y})
+    formula = "y ~ 0 + poly(x, 2) + (1 | h:g) + (x | g)"
+    design = gj.design(formula, data, weights="w")
+    fits = [gj.lmer(formula, data, weights="w", control={"optimizer": o}) for o in ("auto", "bfgs")]
+    for m in fits:
+        assert m.converged and m.objective == pytest.approx(lowest, abs=1e-7)
+        assert m.objective == pytest.approx(_dense_reml(design, m.theta), abs=1e-8)
+    np.testing.assert_allclose(fits[0].fixef, fits[1].fixef, atol=0.03 * fits[0].bse.iloc[0])
+
+
+def _exact() -> pd.DataFrame:
+    r = np.random.default_rng(0)
+    g, x = np.arange(120) % 12, r.normal(size=120)
+    return pd.DataFrame({"x": x, "g": g, "exact": 2 * x + 1 + g, "noisy": 2 * x + 1 + g + r.normal(size=120)})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
+def test_a_response_fitted_exactly_by_its_groups_is_no_fit(scale: float) -> None:
+    data = _exact()
+    data["y"] = scale * (data["exact"] + 1e-12 * np.random.default_rng(1).normal(size=120))
+    for fit in (gj.lmer, lambda formula, data: gj.glmer(formula, data, "gaussian")):
+        with pytest.warns(UserWarning, match="fitted exactly") as said:
+            m = fit("y ~ x + (1 | g)", data)
+        assert not m.converged and len(said) == 1 and "fitted exactly" in str(m.summary())
+
+
+def test_exact_fits_among_refits_and_many() -> None:
+    data = _exact()
+    m = gj.lmer("noisy ~ x + (1 | g)", data)
+    with pytest.warns(UserWarning, match="fitted exactly"):
+        assert not m.refit(data["exact"]).converged
+    many = gj.fit_many("noisy ~ x + (1 | g)", data, y=data[["exact", "noisy"]], family="gaussian")
+    assert many.fits["status"].tolist() == ["not converged", "converged"]
+    assert "fitted exactly" in many.fits["message"].iloc[0]
+
+
+# -------------------- linear predictors in the hundreds
+@pytest.mark.parametrize("offset", [200.0, 800.0])
+def test_one_offset_in_the_hundreds(offset: float) -> None:
+    """Against the dense Laplace approximation at the estimates, whose slope in each parameter vanishes there."""
+    r = np.random.default_rng(0)
+    g, x, u = np.arange(120) % 12, r.normal(size=120), r.normal(size=12) * 0.5
+    y = r.poisson(np.exp(0.3 + 0.4 * x + u[g]))
+    data = pd.DataFrame({"y": y, "x": x, "g": g, "o": np.where(np.arange(120) == 0, offset, 0.0)})
+    m = gj.glmer("y ~ x + offset(o) + (1 | g)", data, "poisson")
+    assert m.converged and m.loglik < 0.0
+
+    def laplace(theta: float, beta: np.ndarray) -> float:
+        """Group by group in one dimension, the mode by bisection of the score."""
+        total = 0.0
+        fixed = data["o"].to_numpy() + beta[0] + beta[1] * x
+        for j in range(12):
+            own, counts = fixed[g == j], y[g == j]
+
+            def score(b: float, own: np.ndarray = own, counts: np.ndarray = counts) -> float:
+                with np.errstate(over="ignore"):
+                    return float((counts - np.exp(own + b)).sum() - b / theta**2)
+
+            low, high = -2e3, 2e3
+            for _ in range(200):
+                middle = 0.5 * (low + high)
+                low, high = (middle, high) if score(middle) > 0 else (low, middle)
+            mu = np.exp(own + low)
+            logs = counts * (own + low) - mu - np.array([np.sum(np.log(np.arange(1, c + 1))) for c in counts])
+            total += -2 * logs.sum() + low**2 / theta**2 + np.log1p(theta**2 * mu.sum())
+        return total
+
+    theta, beta = float(m.theta[0]), m.beta
+    assert m.objective == pytest.approx(laplace(theta, beta), rel=1e-9)
+    for step in (1.01, 0.99):
+        assert laplace(theta * step, beta) > m.objective
+        assert laplace(theta, beta + (step - 1.0) * 10 * m.bse.to_numpy() * [1, 0]) > m.objective
