@@ -18,7 +18,7 @@ from jax import Array
 
 from ._columns import by_row, common_index
 from ._covariance import Structure, Unstructured, raised
-from ._errors import DataError
+from ._errors import DataError, check_scale
 from ._linalg import take
 from ._memory import copied, release, zeros
 from ._symbolic import Plan, make_plan, order_blocks
@@ -244,6 +244,7 @@ def design_arrays(
             raise DataError(f"{label} has {value.shape[0]} rows, y has {n}")
         if not np.isfinite(value).all():
             raise DataError(f"{label} has missing or infinite values; remove those rows")
+        check_scale(value, label)
     for i, level in enumerate(levels):
         if level.shape[0] != n:
             raise DataError(f"level of term {i + 1} has {level.shape[0]} rows, y has {n}")

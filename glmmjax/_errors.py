@@ -1,5 +1,10 @@
 """Errors a user can cause, each one clear sentence with the remedy."""
 
+import numpy as np
+
+#: Sizes of numbers whose products with their likes stay within floating point.
+SMALLEST, LARGEST = 1e-100, 1e100
+
 
 class FormulaError(ValueError):
     """The formula cannot be parsed or does not describe a mixed model."""
@@ -7,3 +12,16 @@ class FormulaError(ValueError):
 
 class DataError(ValueError):
     """The data do not suit the model: the message names the column, what was found and what to do."""
+
+
+def check_scale(values: np.ndarray, what: str) -> None:
+    """Raise `DataError` for a column of (n,) or (n, k) whose squares would over- or underflow."""
+    if not values.size or values.dtype.kind not in "fiu":
+        return
+    sizes = np.atleast_1d(np.maximum(values.max(axis=0), -values.min(axis=0)))
+    bad = (sizes > LARGEST) | ((sizes < SMALLEST) & (sizes > 0.0))
+    if bad.any():
+        raise DataError(
+            f"{what} has numbers of size {sizes[bad][0]:.0e}, whose squares leave the range of floating point: give it "
+            "in other units"
+        )

@@ -32,7 +32,7 @@ from ._columns import (
     rows_of,
     take_rows,
 )
-from ._errors import DataError, FormulaError
+from ._errors import DataError, FormulaError, check_scale
 from ._evaluate import (
     CONSTANTS,
     Evaluator,
@@ -388,6 +388,7 @@ def _check_finite(value: Value, what: str, index: pd.Index) -> None:
         raise DataError(
             f"{what} has {_plural(int(bad.sum()), 'infinite value')} ({_first_bad(bad, index)}); remove or recode them"
         )
+    check_scale(array, what)
 
 
 def _subset_mask(subset: Any, evaluator: Evaluator) -> NDArray[np.bool_]:

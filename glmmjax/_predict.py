@@ -12,6 +12,7 @@ REML the same holds with beta integrated out.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -241,10 +242,19 @@ def predict(
             fit, slope = np.asarray(link.inverse(jnp.asarray(eta))), np.ones(n)
         else:
             fit, slope = eta, np.ones(n)
+        beyond = int((np.isinf(fit) & np.isfinite(eta)).sum())
+        if beyond:
+            warnings.warn(
+                f"{beyond} prediction{'s are' if beyond > 1 else ' is'} larger than any floating point number and "
+                f"given as inf (linear predictors reach {np.abs(eta).max():.4g}); type='link' has them",
+                UserWarning,
+                stacklevel=3,
+            )
         if plain:
             return np.asarray(fit)
         extra = bend[:, None] * wide[1] if average else None
-        errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
+        with np.errstate(invalid="ignore", over="ignore"):  # where a mean is beyond the largest number
+            errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
         noise = np.zeros(n)
         if interval == "prediction":
             noise += model.sigma**2 / (np.asarray(model._design.weights) if newdata is None else 1.0)
@@ -286,7 +296,7 @@ def _table(
         half = np.where(np.isinf(errors), errors, errors / np.abs(np.asarray(link.mu_eta(centre))))
     elif type == "response":
         errors = np.where(np.isinf(errors), errors, errors * np.abs(np.asarray(link.mu_eta(centre))))
-    out = {"fit": fit, "se": errors}
+    out = {"fit": fit, "se": np.where(np.isinf(fit), np.inf, errors)}
     if level is not None:
         half = NormalDist().inv_cdf(0.5 + 0.5 * level) * np.sqrt(half**2 + noise)
         ends = [np.asarray(centre) - half, np.asarray(centre) + half]

@@ -36,6 +36,8 @@ def _product(y: Array, log_value: Array) -> Array:
     return jnp.where(positive, y * jnp.where(positive, log_value, 0.0), 0.0)
 
 
+#: Largest mean of counts that NumPy draws from.
+MOST_COUNT = 9e18
 #: log of the largest dispersion that log densities are evaluated at, where a family with a limit has reached it
 LOG_PHI_MAX = 0.5 * float(np.log(np.finfo(float).max))
 
@@ -226,7 +228,7 @@ class Family:
     def _mean_within(self, eta: np.ndarray, low: float, high: float) -> np.ndarray:
         """Means (n, s), refused where the link leaves the range."""
         mu = np.asarray(self.link.inverse(jnp.asarray(eta)))
-        bad = ~((mu >= low) & (mu <= high))
+        bad = ~((mu >= low) & (mu <= min(high, MOST_COUNT)))
         if bad.any():
             raise DataError(
                 f"the {self.link.name} link gives a mean of {mu[bad][0]:.4g} here, outside the range of the "
@@ -411,7 +413,7 @@ class Poisson(Family):
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
         if self.link is links.log:
-            return weights * self.link.inverse(eta)
+            return weights * links.exp_extended(eta)
         if self.link is links.sqrt:
             return 4.0 * weights
         mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
@@ -541,6 +543,11 @@ class NegativeBinomial(Family):
         return weights * counts
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
+        if self.link is links.log:
+            shape = self._finite_shape(phi, eta)
+            t = eta - jnp.log(shape)  # mu / (1 + mu / phi), which cannot overflow
+            small = jnp.exp(jnp.where(t < 0.0, eta, 0.0))
+            return weights * jnp.where(t < 0.0, small / (1.0 + small / shape), shape * links.logistic(t))
         mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
         return weights * (slope / mu) * slope / (1.0 + mu / self.shape(phi))
 

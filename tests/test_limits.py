@@ -251,3 +251,39 @@ def test_one_offset_in_the_hundreds(offset: float) -> None:
     for step in (1.01, 0.99):
         assert laplace(theta * step, beta) > m.objective
         assert laplace(theta, beta + (step - 1.0) * 10 * m.bse.to_numpy() * [1, 0]) > m.objective
+
+
+# -------------------- numbers at the ends of floating point
+def test_predictions_beyond_the_largest_number_are_infinite_and_said() -> None:
+    m = gj.glmer("y0 ~ x + (1 | g)", _counts(0), "poisson")
+    new = pd.DataFrame({"x": [0.0, 5000.0], "g": [0, 1]})
+    eta = m.predict(new)
+    with pytest.warns(UserWarning, match="1 prediction is larger than any"):
+        mu = m.predict(new, type="response")
+    assert mu[1] == np.inf and eta[1] > 710.0 and mu[0] == pytest.approx(np.exp(eta[0]), rel=1e-14)
+    with pytest.warns(UserWarning, match="larger than any"):
+        table = m.predict(new, type="response", se=True)
+    assert not table.isna().any(axis=None) and table.iloc[1]["se"] == np.inf
+    with pytest.raises(gj.DataError, match="no response can be drawn"):
+        gj.simulate("y0 ~ x + (1 | g)", new.assign(y0=0), {"beta": [0.0, 1.0], "theta": [1.0]}, family="poisson")
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-160])
+@pytest.mark.parametrize("name", ["y0", "x", "w", "o"])
+def test_units_whose_squares_overflow_are_refused_by_name(name: str, size: float) -> None:
+    data = _counts(0).assign(w=1.0, o=0.1)
+    data[name] = data[name] * size
+    with pytest.raises(gj.DataError, match=f"({name}|weights|offset).* in other units"):
+        gj.lmer("y0 ~ x + (x | g)", data, weights="w", offset="o")
+
+
+def test_a_log_likelihood_above_zero_is_no_fit_of_counts() -> None:
+    """A family that calls itself discrete and is none."""
+
+    class Wrong(gj.families.Poisson):
+        def constant(self, y: jax.Array, weights: jax.Array) -> jax.Array:
+            return 10.0 * jnp.ones_like(y)
+
+    with pytest.warns(UserWarning, match="log-likelihood above 0"):
+        m = gj.glmer("y0 ~ x + (1 | g)", _counts(0), Wrong())
+    assert not m.converged
