@@ -340,6 +340,8 @@ def _argument(given: Any, role: str, evaluator: Evaluator) -> tuple[Float, Node 
         raise TypeError(f"{role} must be a column name, an array or a Series, not {type(given).__name__}")
     if len(getattr(given, "columns", ())) == 1:  # a table of one column
         given = given[given.columns[0]]
+    if isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] == 1:
+        given = given[:, 0]
     if np.ndim(given) != 1:
         raise DataError(f"{role} has {np.ndim(given)} dimensions; give one number per row")
     value = as_column(by_row(given, table.index, role), role)

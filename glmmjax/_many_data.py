@@ -151,8 +151,12 @@ class Splitter:
     itself."""
 
     def __init__(self, formula: Any, data: pd.DataFrame, by: str, family: Family, arguments: dict[str, Any]) -> None:
+        if not isinstance(by, str):
+            raise TypeError(f"by must be the name of a column, not {type(by).__name__}")
         if by not in data.columns:
             raise DataError(missing_column(by, list(map(str, data))))
+        if list(data.columns).count(by) > 1:
+            raise DataError(f"the data have several columns named '{by}'; rename them")
         if data[by].dtype.kind == "f":
             check_ids(data[by].to_numpy(float, na_value=np.nan), f"column '{by}'")
         arguments = {k: v if order_free(v) else plain(rows_of(v, data.index, k), k) for k, v in arguments.items()}

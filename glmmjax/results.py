@@ -1178,9 +1178,10 @@ class MixedModel:
         """The same model fitted to another response, without recompilation.
 
         Args:
-            newresp: (n,) response in the units of the fit's. For the binomial with the fit's trials: integers are
-                numbers of successes, floats are proportions, two columns are successes and failures; for a
-                response that was a factor its labels are taken too.
+            newresp: (n,) response in the units of the fit's, for its rows or for all rows of its table; a pandas object
+                goes by its index. For the binomial with the fit's trials: integers are numbers of successes, floats
+                are proportions, two columns are successes and failures; for a response that was a factor its labels
+                are taken too.
 
         Raises:
             DataError: what a fit to this response would refuse: another length, missing values, a constant, values that

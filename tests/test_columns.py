@@ -266,6 +266,7 @@ def test_one_rule_for_what_stands_beside_the_table():
         pl.Series(w),
         pa.array(w),
         pl.DataFrame({"w": w}),
+        w[:, None],
     ):
         np.testing.assert_array_equal(_weights(weights=given), w)
     for given, says in (
@@ -383,6 +384,10 @@ def test_many_fits_go_by_the_index():
     stacked = DATA.assign(id=np.tile(["p", "q"], 30))
     wanted = gj.fit_many(FORMULA, stacked, by="id", weights=DATA["w"].to_numpy()).coef
     pd.testing.assert_frame_equal(gj.fit_many(FORMULA, stacked, by="id", weights=MIXED["w"]).coef, wanted)
+    with pytest.raises(TypeError, match="by must be the name of a column, not list"):
+        gj.fit_many(FORMULA, stacked, by=[1] * 60)
+    with pytest.raises(DataError, match="several columns named 'id'"):
+        gj.fit_many(FORMULA, pd.concat([stacked, stacked[["id"]]], axis=1), by="id")
     for weights, says in (
         (LATER["w"], "index of weights"),
         (np.ones(50), "weights has 50 values, but the data have 60"),
