@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from . import _optimise as opt
@@ -33,6 +34,7 @@ from ._fit import (
 )
 from ._fit_glmm import impossible
 from ._fit_lmm import EXACT, FINE, part_left
+from ._separation import Separation, find, none_for_sure, run_off, settled, stand_in
 from .families import LOG_PHI_MAX, Family, reported
 
 #: Restarts from points that are no minima.
@@ -64,6 +66,7 @@ class Many:
     status: np.ndarray  # (B,) code of `_optimise`
     decrement: np.ndarray  # (B,)
     evaluations: np.ndarray  # (B,)
+    separated: np.ndarray  # (B,) whether coefficients run off, which then have infinite variances
 
     @staticmethod
     def together(parts: list[Many]) -> Many:
@@ -90,12 +93,75 @@ def scale(design: Design, linear: bool) -> tuple[Design, np.ndarray, np.ndarray,
 def fit_block(
     engine: Engine, design: Design, own: Any, count: int, limits: opt.Limits, start: dict[str, np.ndarray] | None = None
 ) -> Many:
-    """Fit a block's first `count` datasets.
+    """Fit a block's first `count` datasets; those that are separated as `_fit.estimate` does, without these rows.
 
     Args:
         design, own: as for `Engine.run`, in the user's units.
         start: "theta" (n_theta,) and "phi" (n_phi,) for all datasets alike.
     """
+    fits = _fit_block(engine, design, own, count, limits, start)
+    if isinstance(engine.kind, Linear):
+        return fits
+    family, found = engine.kind.family, _separations(engine.kind.family, design, own, count)  # type: ignore[attr-defined]
+    if not found:
+        return fits
+    members = np.array(list(found))
+    names = ("y", "X", "weights", "offset", "z")
+    ones = [_one(design, own, i) for i in members]
+    rest = [settled(one, found[i], family, found[i].A) for i, one in zip(members, ones, strict=True)]
+    rest += rest[-1:] * (engine.block - members.size)
+    which = np.concatenate([members, np.repeat(members[-1:], engine.block - members.size)])
+    together = jax.tree.map(lambda leaf, flag: leaf[which] if flag else leaf, design, own)
+    changed: dict[str, Any] = {}
+    for name in names:
+        changed[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *[getattr(one, name) for one in rest])
+    flags: dict[str, Any] = {name: jax.tree.map(lambda _: True, changed[name]) for name in names}
+    again = _fit_block(engine, replace(together, **changed), replace(own, **flags), members.size, limits, start)
+    for name in Many.__dataclass_fields__:
+        getattr(fits, name)[members] = getattr(again, name)
+    for i, one in zip(members, ones, strict=True):
+        separation = found[i]
+        X, offset = np.asarray(one.X, float), np.asarray(one.offset, float)
+        fits.beta[i] = run_off(fits.beta[i], separation, X, offset, family.link)
+        known = separation.projection @ fits.vcov[i] @ separation.projection.T
+        fits.vcov[i] = separation.shown(known)
+        fits.objective[i] -= stand_in(family, fits.phi[i], separation)
+        fits.separated[i] = True
+    return fits
+
+
+def _one(design: Design, own: Any, i: int) -> Design:
+    """The design of dataset i."""
+    out: Design = jax.tree.map(lambda leaf, flag: leaf[i] if flag else leaf, design, own)
+    return out
+
+
+def _separations(family: Family, design: Design, own: Any, count: int) -> dict[int, Separation]:
+    """What is separated, by dataset; most are none at first sight."""
+    y = np.broadcast_to(design.y, (max(count, 1), np.shape(design.y)[-1])) if not own.y else design.y
+    ends = family.ends(np.asarray(y[:count]))
+    if ends is None:
+        return {}
+    there = np.broadcast_to(
+        np.asarray(design.weights)[:count] > 0.0 if own.weights else design.weights > 0.0, ends.shape
+    )
+    X = np.asarray(design.X, float)
+    A = np.linalg.qr(X, mode="r") / np.sqrt(X.shape[-2])
+    Xs = X @ np.linalg.inv(A)
+    unclear = np.flatnonzero(~none_for_sure(Xs[:count] if own.X else Xs, ends, there))
+    out = {}
+    for i in unclear:
+        mine = (X[i], A[i]) if own.X else (X, A)
+        found = find(mine[0], ends[i], there[i], mine[1])
+        if found is not None:
+            out[int(i)] = found
+    return out
+
+
+def _fit_block(
+    engine: Engine, design: Design, own: Any, count: int, limits: opt.Limits, start: dict[str, np.ndarray] | None
+) -> Many:
+    """The same, as if nothing were separated."""
     kind, start = engine.kind, start or {}
     linear = isinstance(kind, Linear)
     scaled, A, C, C_inverse = scale(design, linear)
@@ -367,6 +433,7 @@ def judge(
         status,
         decrement,
         ends.numbers[:, 3].astype(int),
+        np.zeros(B, bool),
     )
 
 

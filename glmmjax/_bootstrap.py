@@ -24,7 +24,7 @@ from . import _optimise as opt
 from ._batch import Many
 from ._design import design_arrays
 from ._errors import DataError
-from ._fit import FAR, Problem
+from ._fit import FAR, Problem, searched
 from ._fit_glmm import GeneralisedProblem
 from ._fit_lmm import LinearProblem
 from ._fit_many import standard_deviations
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from .results import MixedModel
 
 KINDS = ("parametric", "semiparametric", "groups")
-#: A coefficient that moves the linear predictor by more than this over the data has run off.
-RUN_OFF = 15.0
 INTERVALS = ("percentile", "basic", "normal")
 
 
@@ -51,7 +49,8 @@ class Bootstrap:
     Attributes:
         kind, seed: as asked for. frame: (nsim, statistics) values of the replicates; rows of failed refits are NaN.
         observed: the statistics of the fit. failed: numbers of the replicates whose refit did not converge, whose
-            coefficients ran off (a separated response), or whose levels do not tell some fixed effect.
+            coefficients ran off (a separated response; those that do in the fit are NaN throughout), or whose levels do
+            not tell some fixed effect.
         singular: how many of the others had a standard deviation below 1e-4.
     """
 
@@ -139,7 +138,7 @@ def bootstrap(
     start = {"theta": model._estimates.theta, "phi": model._estimates.phi}
     if not model.is_linear:
         start["beta"] = model._estimates.beta
-    spread = np.abs(np.asarray(model._design.X)).max(axis=0, initial=0.0)
+    own = np.isin(model._data.x_names, model.separated)  # what runs off in the fit does in its replicates, too
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)
     levels, deficient = _draw_levels(model, int(nsim), seed) if kind == "groups" else (None, np.zeros(int(nsim), bool))
@@ -149,8 +148,8 @@ def bootstrap(
         else:
             fits = fit_rows(model, "y", draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
         out, good = many_values(model, fits), fits.converged
-        if not model.is_linear:
-            good = good & ~(np.abs(fits.beta) * spread > RUN_OFF).any(axis=1)
+        off = np.isinf(np.diagonal(fits.vcov, axis1=1, axis2=2)) & fits.separated[:, None]
+        good = good & ~(off & ~own).any(axis=1)
         singular = fits.singular
     else:
         out = np.full((int(nsim), len(names)), np.nan)
@@ -161,17 +160,18 @@ def bootstrap(
             problems = (model._problem.with_rows("y", y) for y in draw_responses(model, int(nsim), seed, kind))
         with persistent_cache(), x64():
             for i, problem in enumerate(progress(problems, "bootstrap", int(nsim))):
-                found = problem.run(problem.start(start), limits, "own")
+                problem, found, separation = searched(problem, start, limits)
                 theta, beta, sigma, phi = natural_parameters(problem, found)
                 good[i] = found.status == opt.CONVERGED
-                if not model.is_linear:
-                    good[i] &= not (np.abs(beta) * spread > RUN_OFF).any()
+                if separation is not None:
+                    good[i] &= not (separation.columns & ~own).any()
                 out[i] = _values(model, theta, beta, sigma, phi)
                 inner = np.asarray(found.x)
                 diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
                 singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
     good &= ~deficient
     out[~good] = np.nan
+    out[:, len(names) - own.size + np.flatnonzero(own)] = np.nan
     frame = pd.DataFrame(out, columns=names)
     failed = tuple(np.flatnonzero(~good).tolist())
     return Bootstrap(kind, seed, frame, pd.Series(observed, names), failed, int((singular & good).sum()))

@@ -322,6 +322,18 @@ def estimate(
     return _report(problem, state, restarts, extra, limits, outside)
 
 
+def searched(
+    problem: Problem, start: dict[str, np.ndarray], limits: opt.Limits
+) -> tuple[Problem, opt.Found, Separation | None]:
+    """The end of one search, the problem that was searched, and what was separated and left out of it."""
+    begin = problem.start(start)
+    separation = problem.separation(begin)
+    if separation is not None:
+        problem = problem.settled(separation)
+        begin = problem.start({k: separation.known(v) if k == "beta" else v for k, v in start.items()})
+    return problem, problem.run(begin, limits, "own"), separation
+
+
 def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estimates:
     """What `estimate` reports, at a point that was found elsewhere; nothing is searched.
 

@@ -359,20 +359,7 @@ def _fit(model: _Model, stack: Stack | Shared, engine: Engine, members: np.ndarr
     with x64(model.dtype == "float64"):
         fits = fit_block(engine, design, stack.own, members.size, limits)
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block, int)
-    spread = np.abs(design.X).max(axis=-2, initial=0.0)
-    return Piece(stack.labels, stack.ids[members], rows[: members.size], _separated(model, fits, spread), fits)
-
-
-def _separated(model: _Model, fits: Many, spread: np.ndarray) -> np.ndarray:
-    """(B,) whether coefficients run off, as `_summary.separated_columns` says it."""
-    if model.family.name not in ("binomial", "poisson", "negative.binomial"):
-        return np.zeros(fits.theta.shape[0], bool)
-    if spread.ndim == 2:
-        spread = spread[: fits.beta.shape[0]]
-    beta = np.abs(fits.beta) * spread
-    with np.errstate(invalid="ignore"):
-        se = np.sqrt(np.diagonal(fits.vcov, axis1=1, axis2=2)) * spread
-    return np.asarray(((beta > 10.0) & ~(se < beta)).any(axis=1))
+    return Piece(stack.labels, stack.ids[members], rows[: members.size], fits.separated, fits)
 
 
 # -------------------- results
@@ -431,7 +418,9 @@ class ManyFits:
             limit = np.isinf(fits.phi).any(axis=1) & fits.converged & ~flat
             message[ids[limit]] = f"no overdispersion: the {self._model.family.limit} limit"
             status[ids[piece.separated]] = SEPARATED
-            message[ids[piece.separated]] = "the response looks separated: coefficients run off"
+            for i in np.flatnonzero(piece.separated):
+                off = [n for n, v in zip(piece.labels.x, np.diag(fits.vcov[i]), strict=True) if np.isinf(v)]
+                message[ids[i]] = f"the response is separated: {', '.join(off)} run{'' if len(off) > 1 else 's'} off"
             singular[ids] = fits.singular
             put("nobs", ids, piece.rows)
             put("logLik", ids, -0.5 * fits.objective)

@@ -22,6 +22,7 @@ from . import _optimise as opt
 from ._bootstrap import natural_parameters
 from ._columns import Table
 from ._errors import DataError
+from ._fit import searched
 from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
 from ._progress import progress
@@ -265,21 +266,33 @@ def _refits(
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)  # nothing asks for standard errors
     base = _parameters(model, whole.theta, whole.beta, whole.sigma, whole.phi)
-    m = clusters.size
+    m, off = clusters.size, np.isin(model._data.x_names, model.separated)
     each = (np.where(codes == j, 0.0, weights) for j in clusters)
     if m and (m >= BATCH_FROM if batched is None else batched):
         fits = fit_rows(model, "weights", each, m, limits, begin)
         last = np.log(fits.sigma)[:, None] if model.is_linear else log_of(fits.phi)
         moves = np.column_stack([fits.theta, fits.beta, last]) - base
-        return names, moves, fits.converged
+        ran = np.isinf(np.diagonal(fits.vcov, axis1=1, axis2=2)) & fits.separated[:, None]
+        return names, _known_moves(model, moves), fits.converged & ~(ran & ~off).any(axis=1)
     moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
     with persistent_cache(), x64():
         for j, without in enumerate(progress(each, "refits", m)):
             problem = model._problem.with_rows("weights", without)
-            found = problem.run(problem.start(begin), limits, "own")
+            problem, found, separation = searched(problem, begin, limits)
             moves[j] = _parameters(model, *natural_parameters(problem, found)) - base
             good[j] = found.status == opt.CONVERGED
-    return names, moves, good
+            if separation is not None:
+                good[j] &= not (separation.columns & ~off).any()
+    return names, _known_moves(model, moves), good
+
+
+def _known_moves(model: MixedModel, moves: np.ndarray) -> np.ndarray:
+    """Changes (c, P) without those of coefficients along directions in which they run off."""
+    separation, t = model._estimates.separation, model._design.n_theta
+    if separation is not None:
+        own = slice(t, t + model._design.p)
+        moves[:, own] = moves[:, own] @ separation.projection.T
+    return moves
 
 
 def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataFrame:

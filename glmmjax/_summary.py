@@ -68,7 +68,7 @@ def separation_sentence(model: MixedModel) -> str:
         rest = "standard errors are infinite, and no row is left to tell the random effects' covariance"
     return (
         f"the response is separated: {'; '.join(where)}, so that {' and '.join(which)} to infinity ({rest}); drop the "
-        "column, merge levels, use a prior or a penalty, or take intervals from confint(method='profile')"
+        "column, merge levels, use a prior or a penalty, or test it by likelihoods (drop1, anova of two models)"
     )
 
 
