@@ -32,6 +32,7 @@ from ._columns import (
     rows_of,
     take_rows,
 )
+from ._deep import deep
 from ._errors import DataError, FormulaError, check_scale
 from ._evaluate import (
     CONSTANTS,
@@ -417,6 +418,7 @@ def _subset_mask(subset: Any, evaluator: Evaluator) -> NDArray[np.bool_]:
     return mask
 
 
+@deep
 def build(
     formula: str | Formula,
     data: Any,

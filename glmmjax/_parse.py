@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
+from ._deep import deep
 from ._errors import FormulaError
 
 # ---------------------------------------------------------------------------------------------- syntax tree
@@ -967,6 +968,7 @@ def parse(formula: str | Formula) -> Formula:
     return _parse(formula)
 
 
+@deep
 @lru_cache(maxsize=512)
 def _parse(text: str) -> Formula:
     tree = _Parser(text).parse()
@@ -1018,6 +1020,7 @@ def _check_calls(formula: Formula, tree: Node) -> None:
         fail(formula.text, node.start, f"unknown function {node.func}()", hint, node.start + len(node.func))
 
 
+@deep
 @lru_cache(maxsize=256)
 def parse_expression(text: str) -> Node:
     """Parse an R expression that is not a formula, e.g. a `subset` or a weight."""
@@ -1026,6 +1029,7 @@ def parse_expression(text: str) -> Node:
     return tree
 
 
+@deep
 def update(formula: str | Formula, change: str) -> Formula:
     """R's update.formula: `.` in `change` stands for the old side; bars can be removed, `. ~ . - (1 | herd)`.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,12 @@ class Link:
         other = copy(self)
         object.__setattr__(other, "read", now)
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Links of this package are pickled and copied by name: they stay the objects that families compare with."""
+        if LINKS.get(self.name) is self:
+            return get, (self.name,)
+        return Link, tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     def log_mu(self, eta: Array) -> Array:
         """log of the mean, elementwise."""
