@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ._arguments import checked, flag
 from ._covariance import Diagonal
 from ._summary import columns_text, stars
 
@@ -78,6 +79,15 @@ class AnovaTable(pd.DataFrame):
     def _constructor(self) -> type[pd.DataFrame]:
         return pd.DataFrame
 
+    def __copy__(self, deep: bool = True) -> AnovaTable:
+        # what pandas makes of its rows and columns is a plain DataFrame, and a copy is a table like this one
+        out = AnovaTable(super().copy(deep))
+        out.attrs.update(self.attrs)
+        return out
+
+    def __deepcopy__(self, memo: Any = None) -> AnovaTable:
+        return self.__copy__()
+
     def cells(self) -> list[list[str]]:
         """Text of the table: header, then rows; stars are in the last column, which has no name."""
         names = [str(c) for c in self.columns]
@@ -141,6 +151,7 @@ def chisq_tail(x: float, df: float) -> float:
 REFITTED = "refitting model(s) with ML (instead of REML)"
 
 
+@checked(refit=flag)
 def anova(
     model: MixedModel,
     *models: MixedModel,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
+import os
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +17,9 @@ import numpy as np
 
 def unknown_argument(name: str, known: Iterable[str], where: str) -> TypeError:
     """The error for a misspelt argument, with the nearest valid name."""
-    near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    known = list(known)
+    near = [one for one in known if one.lower() == str(name).lower()]
+    near = near or difflib.get_close_matches(str(name), known, 1, 0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
     return TypeError(f"{where} has no argument {name!r}{hint}")
 
@@ -114,7 +120,7 @@ def numeric(value: Any, name: str, size: int | None = None, finite: bool = True)
     """A float array, of one dimension and `size` numbers if that is given."""
     try:
         out = np.asarray(value)
-        out = out.astype(float) if out.dtype.kind in "iufb" else np.asarray(value, float)
+        out = out.astype(float, copy=False) if out.dtype.kind in "iufb" else np.asarray(value, float)
         if np.asarray(value).dtype.kind in "OUS" and any(
             isinstance(v, (str, bytes)) for v in np.ravel(np.asarray(value, object))
         ):
@@ -146,8 +152,6 @@ def of_rows(function: Callable[..., Any], name: str, like: Sequence[Any], remedy
     Raises:
         TypeError, ValueError: one sentence. What the function raises itself passes through.
     """
-    import inspect
-
     import jax
     import jax.numpy as jnp
 
@@ -199,3 +203,251 @@ def of_rows(function: Callable[..., Any], name: str, like: Sequence[Any], remedy
     if not hasattr(partial_eval, "dce_jaxpr"):  # another version: take all as used
         return [True] * len(made.jaxpr.invars)
     return list(partial_eval.dce_jaxpr(made.jaxpr, [True])[1])
+
+
+# -------------------- the arguments of public functions, by their names
+def fitted(value: Any, name: str) -> Any:
+    """A fitted model."""
+    if not hasattr(value, "_estimates"):
+        raise TypeError(f"{name} must be a fitted model, as glmer and lmer return it, got {shown(value)}")
+    return value
+
+
+def models(value: Any, name: str) -> Any:
+    """Several fitted models."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"{name} must be a list of fitted models, got {shown(value)}")
+    for one in value:
+        fitted(one, f"each of {name}")
+    return value
+
+
+def a_test(value: Any, name: str) -> Any:
+    """A name or a function."""
+    if not isinstance(value, str) and not callable(value):
+        raise TypeError(f"{name} must be the name of a fixed effect or a function of a model, got {shown(value)}")
+    return value
+
+
+def of_class(*names: str) -> Callable[[Any, str], Any]:
+    """An instance of one of these classes of the package."""
+
+    def check(value: Any, name: str) -> Any:
+        if not any(kind.__name__ in names for kind in type(value).__mro__):
+            raise TypeError(f"{name} must be a gj.{' or gj.'.join(names)}, got {shown(value)}")
+        return value
+
+    return check
+
+
+def texts(value: Any, name: str) -> Any:
+    """A text or several."""
+    listed = [value] if isinstance(value, str) else value
+    ok = isinstance(listed, Iterable) and not isinstance(listed, (bytes, Mapping))
+    if not ok or not all(isinstance(v, str) for v in listed):
+        raise TypeError(f"{name} must be a text or several, got {shown(value)}")
+    return value
+
+
+def mapping(value: Any, name: str) -> Any:
+    """A dict with texts as keys."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, got {shown(value)}")
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have texts as keys, got {shown(key)}")
+    return value
+
+
+def reports(value: Any, name: str) -> Any:
+    """True, False, or what progress is reported to."""
+    return value if callable(value) else flag(value, name)
+
+
+def positive(value: Any, name: str) -> float:
+    """A number above 0."""
+    return number(value, name, 0.0)
+
+
+def between(value: Any, name: str) -> float:
+    """A number between 0 and 1."""
+    return number(value, name, 0.0, 1.0)
+
+
+def counted(value: Any, name: str) -> int:
+    """A positive integer."""
+    return whole(value, name, 1)
+
+
+def name_or_number(value: Any, name: str) -> Any:
+    """A text or an integer."""
+    if not isinstance(value, (str, int, np.integer)):
+        raise TypeError(f"{name} must be a text, got {shown(value)}")
+    return value
+
+
+def chosen(value: Any, name: str) -> Any:
+    """Names, or a dict of functions."""
+    if not isinstance(value, Mapping):
+        return texts(value, name)
+    for key, part in mapping(value, name).items():
+        function(part, f"{name}[{key!r}]")
+    return value
+
+
+def a_formula(value: Any, name: str) -> Any:
+    """A formula as text, or read already."""
+    return value if type(value).__name__ == "Formula" else text(value, name)
+
+
+def named_starts(value: Any, name: str) -> Any:
+    """A dict of vectors, or an earlier fit (a named tuple)."""
+    return value if hasattr(value, "_fields") else mapping(value, name)
+
+
+def path(value: Any, name: str) -> Any:
+    """A text or a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be the path of a file, got {shown(value)}")
+    return value
+
+
+def starting(value: Any, name: str) -> Any:
+    """Starting values: a dict of vectors, a point, or an earlier fit (a named tuple)."""
+    if hasattr(value, "_fields"):
+        return value
+    for key, part in mapping(value, name).items() if isinstance(value, Mapping) else [("", value)]:
+        array(part, f"{name}[{key!r}]" if key else name)
+    return value
+
+
+def array(value: Any, name: str) -> Any:
+    """Numbers, traced ones too."""
+    return value if traced(value) else numeric(value, name, finite=False)
+
+
+def setting(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """A check of numbers that may be traced."""
+    return lambda value, name: value if traced(value) or _is_jax(value) else check(value, name)
+
+
+def settings(value: Any, name: str) -> Any:
+    """A Control, or a dict of its settings."""
+    return value if type(value).__name__ == "Control" else mapping(value, name)
+
+
+def vector(value: Any, name: str, size: int) -> None:
+    """Refuse a parameter vector of another shape than (size,); its values may be traced."""
+    shape = np.shape(value)
+    if shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {shape}")
+
+
+def traced(value: Any) -> bool:
+    """Whether a value is one of JAX's while it traces a function."""
+    return any(k.__name__ == "Tracer" and k.__module__.startswith("jax") for k in type(value).__mro__)
+
+
+def _is_jax(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in ("jax", "jaxlib")
+
+
+#: Argument -> what it has to be, in all public functions; what is not here they check themselves.
+RULES: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(("level", "alpha"), between),
+    **dict.fromkeys(("nsim", "workers"), counted),
+    **dict.fromkeys(("limit",), positive),
+    **dict.fromkeys(("nAGQ", "axis"), whole),
+    **dict.fromkeys(("model", "smaller", "larger", "null", "alternative"), fitted),
+    **dict.fromkeys(
+        ("REML", "scaled", "full", "condVar", "allow_new_levels", "use_u", "labels", "batched", "shift", "boundary"),
+        flag,
+    ),
+    **dict.fromkeys(("covariance", "correlation"), flag),
+    **dict.fromkeys(("cluster", "groups", "ddf", "re_form", "adjust", "change", "na", "hessian"), text),
+    **dict.fromkeys(("dtype", "interval", "kind", "method", "what"), text),
+    **dict.fromkeys(("names", "by"), texts),
+    **dict.fromkeys(("contrasts", "params"), mapping),
+    **dict.fromkeys(("theta", "beta", "phi", "u0", "x", "rhs"), array),
+    **dict.fromkeys(("name", "scope"), texts),
+    "type": name_or_number,
+    "formula": a_formula,
+    "which": chosen,
+    "z": numeric,
+    "tol": positive,
+    "at": mapping,
+    "profile": of_class("Profile"),
+    "seed": random_state,
+    "results": path,
+    "start": starting,
+    "control": settings,
+    "verbose": reports,
+    "statistic": function,
+    "setup": of_class("ModelSetup"),
+    "deviance": of_class("DevianceFunction"),
+    "design": of_class("Design"),
+}
+
+
+def checked(*skip: str, traceable: bool = False, **rules: Callable[[Any, str], Any]) -> Any:
+    """Decorator of a public function or class: its arguments are checked by `RULES` before anything is done.
+
+    None passes where it is the default. Unknown arguments are refused with the nearest valid name, and, unless
+    `traceable`, traced arrays with the functions that take them. Of a class it is every public method.
+
+    Args:
+        skip: arguments that have another meaning here. rules: further ones, or others than those of `RULES`.
+    """
+
+    def decorate(target: Any) -> Any:
+        if isinstance(target, type):
+            for name, member in list(vars(target).items()):
+                if not name.startswith("_") and isinstance(member, types.FunctionType):
+                    setattr(target, name, _checked(member, skip, rules, traceable))
+            return target
+        return _checked(target, skip, rules, traceable)
+
+    return decorate
+
+
+def _checked(
+    function: Callable[..., Any], skip: Sequence[str], rules: Mapping[str, Callable[[Any, str], Any]], traceable: bool
+) -> Callable[..., Any]:
+    every = {**RULES, **rules}
+    signature: inspect.Signature | None = None
+
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        nonlocal signature
+        if signature is None:
+            signature = inspect.signature(function)
+        known = signature.parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        for name in kwargs:
+            if name not in known and not open_ended:
+                raise unknown_argument(name, [p for p in known if p != "self"], function.__name__)
+        given = signature.bind(*args, **kwargs).arguments  # TypeError, naming what is missing
+        for name, value in given.items():
+            if not traceable:
+                _refuse_traced(value, name, function.__name__)
+            rule = every.get(name)
+            parameter = known[name]
+            if rule is None or name in skip or (value is None and parameter.default is None):
+                continue
+            for one in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
+                rule(one, name)
+        return function(*args, **kwargs)
+
+    return inside
+
+
+def _refuse_traced(value: Any, name: str, where: str) -> None:
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    for part in parts:
+        if traced(part):
+            raise TypeError(
+                f"{name} is traced (inside jax.jit, jax.grad or jax.vmap), and {where} takes numbers: make the design "
+                "outside by gj.design or gj.design_arrays, replace its arrays, and fit inside by gj.fit_design"
+            )

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
+from ._arguments import checked
 from ._batch import Many
 from ._design import design_arrays
 from ._errors import DataError
@@ -42,6 +43,7 @@ KINDS = ("parametric", "semiparametric", "groups")
 INTERVALS = ("percentile", "basic", "normal")
 
 
+@checked()
 @dataclass(frozen=True, repr=False)
 class Bootstrap:
     """Replicates as returned by `MixedModel.bootstrap`.

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ._arguments import flag, mapping, number, unknown_argument, whole
+
 CHECKS = ("warn", "ignore", "error")
 OPTIMIZERS = ("auto", "bfgs", "newton", "cobyqa")
-
-
-def unknown_argument(name: str, known: Iterable[str], where: str) -> TypeError:
-    """The error for a misspelt argument, with the nearest valid name."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
-    return TypeError(f"{where} has no argument {name!r}{hint}")
 
 
 @dataclass(frozen=True, init=False)
@@ -65,10 +59,9 @@ class Control:
             hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")
         ):
             raise ValueError("optimizer must be a name or an optax gradient transformation")
-        if not 0.0 < self.tol < 1.0:
-            raise ValueError(f"tol must be between 0 and 1, got {self.tol!r}")
-        if int(self.max_evaluations) < 1:
-            raise ValueError(f"max_evaluations must be at least 1, got {self.max_evaluations!r}")
+        number(self.tol, "tol", 0.0, 1.0)
+        whole(self.max_evaluations, "max_evaluations", 1)
+        flag(self.exact, "exact")
         for name in ("check_grad", "check_singular"):
             if getattr(self, name) not in CHECKS:
                 raise ValueError(f"{name} must be one of {', '.join(CHECKS)}, got {getattr(self, name)!r}")
@@ -81,7 +74,7 @@ def as_control(control: Control | dict[str, Any] | None) -> Control:
     if control is None:
         return Control()
     if isinstance(control, dict):
-        return Control(**control)
+        return Control(**mapping(control, "control"))
     if not isinstance(control, Control):
         raise TypeError(f"control must be a gj.Control or a dict, got {type(control).__name__}")
     return control

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._arguments import checked, numeric
 from ._columns import by_row, common_index
 from ._covariance import Structure, Unstructured, raised
 from ._errors import DataError, check_scale
@@ -182,6 +183,7 @@ def linear_predictor(b: Sequence[Array], beta: Array, design: Design) -> Array:
     return add_random_part(fixed_part(beta, design), b, design)
 
 
+@checked()
 def design_arrays(
     y: Any,
     X: Any,
@@ -207,18 +209,23 @@ def design_arrays(
     Raises:
         DataError: shapes do not fit, values are not finite, or levels are out of range.
     """
+    pairs = isinstance(terms, Sequence) and not isinstance(terms, str)
+    if not pairs or not all(isinstance(term, (tuple, list)) and len(term) in (2, 3) for term in terms):
+        raise TypeError("terms must be a list of (z, level) or (z, level, structure), one for each random-effects term")
     terms = list(terms)
+    if names is not None and (isinstance(names, str) or len(names) != len(terms)):
+        raise ValueError(f"names must be a list with a name for each of the {len(terms)} terms")
     index = common_index([y, X, *(part for term in terms for part in term[:2]), weights, offset])
     if index is not None:  # pandas objects go by their index, others by position
         y, X = by_row(y, index, "y"), by_row(X, index, "X")
         weights, offset = by_row(weights, index, "weights"), by_row(offset, index, "offset")
         parts = [[by_row(part, index, f"term {i + 1}") for part in term[:2]] for i, term in enumerate(terms)]
         terms = [(*own, *term[2:]) for own, term in zip(parts, terms, strict=True)]
-    y = np.ascontiguousarray(y, np.float64)
+    y = np.ascontiguousarray(numeric(y, "y", finite=False))
     if y.ndim != 1:
         raise DataError(f"y must be one-dimensional, got shape {y.shape}")
     n = y.shape[0]
-    X = np.ascontiguousarray(X, np.float64)
+    X = np.ascontiguousarray(numeric(X, "X", finite=False))
     if X.ndim == 1:
         X = X[:, None]
     if not terms:
@@ -226,11 +233,11 @@ def design_arrays(
     columns = {"y": y, "X": X}
     for label, value in (("weights", weights), ("offset", offset)):
         if value is not None:
-            columns[label] = np.ascontiguousarray(value, np.float64)
+            columns[label] = np.ascontiguousarray(numeric(value, label, finite=False))
     zs: list[np.ndarray] = []
     levels: list[np.ndarray] = []
     for i, term in enumerate(terms):
-        z = np.ascontiguousarray(term[0], np.float64)
+        z = np.ascontiguousarray(numeric(term[0], f"z of term {i + 1}", finite=False))
         zs.append(z[:, None] if z.ndim == 1 else z)
         raw = np.asarray(term[1])
         if raw.ndim != 1 or not np.issubdtype(raw.dtype, np.integer):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ._anova import AnovaTable, chisq_tail, made_table
+from ._arguments import checked, text
 from ._errors import FormulaError
 from ._parse import Formula, Terms, bits, deparse, parse, simplify
 from ._parse import update as update_formula
@@ -21,6 +22,7 @@ TESTS = ("Chisq", "none")
 REFITTED = "refitting model with ML (instead of REML)"
 
 
+@checked(test=text)
 def drop1(model: MixedModel, scope: str | Sequence[str] | None = None, test: str = "Chisq") -> AnovaTable:
     """The model refitted without each of its fixed-effects terms in turn.
 
@@ -48,6 +50,7 @@ def drop1(model: MixedModel, scope: str | Sequence[str] | None = None, test: str
     return _table(model, [(terms, [c for c in terms.codes if c != code], code) for code in codes], test, "deletions")
 
 
+@checked(test=text)
 def add1(model: MixedModel, scope: str | Sequence[str], test: str = "Chisq") -> AnovaTable:
     """The model refitted with each of several further fixed-effects terms in turn.
 

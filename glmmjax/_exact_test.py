@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ._anova import check_comparable, chisq_tail
+from ._arguments import checked
 from .results import MixedModel, NotSupportedError
 
 #: Values of log lambda at which a draw is evaluated; a parabola through the best three finds the rest.
@@ -70,6 +71,7 @@ class ExactTest:
         return self.to_frame().to_html()
 
 
+@checked()
 def exact_test(
     model: MixedModel,
     alternative: MixedModel | None = None,

@@ -25,6 +25,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
+from ._arguments import checked, counted, named_starts, positive, setting
 from ._basis import scale_traced
 from ._control import unknown_argument
 from ._covariance import settle
@@ -118,6 +119,7 @@ class _Start(NamedTuple):
     dependent: Array  # whether X has not full rank
 
 
+@checked(traceable=True, tol=setting(positive), max_evaluations=setting(counted), start=named_starts)
 def fit_design(
     design: Design,
     family: str | Family = "binomial",

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
+from ._arguments import checked, shown
 from ._batch import Many, fit_block
 from ._columns import Table, pandas_frame, plain, rows_of
 from ._control import Control, as_control, unknown_argument
@@ -57,6 +58,7 @@ class Piece:
     fits: Many
 
 
+@checked()
 def fit_many(
     formula: str | Formula,
     data: Any,
@@ -292,7 +294,11 @@ def devices_of(device: Any) -> list[Any]:
             have = ", ".join(sorted({d.platform for d in jax.local_devices()}))
             raise ValueError(f"JAX has no device {device!r} here; it has: {have}") from None
         return list(found)
-    return list(device) if isinstance(device, (list, tuple)) else [device]
+    found = list(device) if isinstance(device, (list, tuple)) else [device]
+    for one in found or [device]:
+        if not hasattr(one, "platform"):
+            raise TypeError(f"device must be a name such as 'cpu', a JAX device or a list of them, got {shown(one)}")
+    return found
 
 
 def _run(
@@ -363,6 +369,7 @@ def _fit(model: _Model, stack: Stack | Shared, engine: Engine, members: np.ndarr
 
 
 # -------------------- results
+@checked()
 class ManyFits:
     """Fits of one model to many datasets, as returned by `fit_many`.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import checked
 from ._control import Control, as_control, unknown_argument
 from ._covariance import Unstructured
 from ._design import Design, design_arrays
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ._parse import Formula
 
 
+@checked()
 def glmer(
     formula: str | Formula,
     data: Any,
@@ -81,6 +83,7 @@ def glmer(
     return fit(setup, start, verbose, device)
 
 
+@checked()
 def glmer_setup(
     formula: str | Formula,
     data: Any,
@@ -269,6 +272,7 @@ def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> M
     return glmer(new, data, **settings)
 
 
+@checked()
 def design(
     formula: str | Formula,
     data: Any,

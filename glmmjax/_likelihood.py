@@ -188,7 +188,6 @@ class Likelihood:
             with x64():
                 cross: Any = problem.cross
             self._data: tuple[Any, ...] = (cross, cross.A, reml, problem.original.plan, problem.original.terms)
-            self._program: Any = _linear
             curvature = np.diag(e.hessian)
             constant = 0.0
             spread = [model._standard_errors, [1.0 / np.sqrt(2.0 * model.nobs)]]
@@ -199,7 +198,6 @@ class Likelihood:
             self._J = problem.scaling.jacobian(False)
             u = tuple(np.asarray(b) for b in e.u)
             self._data = (u, problem.design, problem.family, problem.hessian, max(problem.nAGQ, 1))
-            self._program = _generalised
             curvature = np.diag(e.hessian)
             constant = float(-2.0 * np.asarray(_constant(model._design, model.family)).sum())
             spread = [np.sqrt(2.0 / np.maximum(curvature[self.n_theta :], 1e-8))]
@@ -235,7 +233,8 @@ class Likelihood:
             for start in range(0, len(x), self._lanes):
                 part = inner[start : start + self._lanes]
                 filled = np.concatenate([part, np.repeat(part[-1:], self._lanes - len(part), axis=0)])
-                one, two = self._program(filled, *self._data)
+                program: Any = _linear if self.layout.linear else _generalised
+                one, two = program(filled, *self._data)
                 f.append(np.asarray(one)[: len(part)])
                 g.append(np.asarray(two)[: len(part)])
         self.evaluations += len(x)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import checked
 from ._control import Control, as_control, unknown_argument
 from ._design import Design
 from ._errors import DataError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXACT = 1e-13
 
 
+@checked()
 def lmer(
     formula: str | Formula,
     data: Any,
@@ -73,6 +75,7 @@ def lmer(
     return fit(setup, start, verbose, device)
 
 
+@checked()
 def lmer_setup(
     formula: str | Formula,
     data: Any,

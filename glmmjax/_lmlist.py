@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._arguments import checked, text
 from ._errors import DataError
 from ._frame import build
 from ._pyplot import pyplot
@@ -88,6 +89,7 @@ def _panel(panel: Axes, own: pd.DataFrame, term: str) -> None:
     panel.set_title(term, fontsize="medium")
 
 
+@checked(formula=text)
 def lm_list(formula: str, data: Any, weights: Any = None, offset: Any = None, na: str = "drop") -> LmList:
     """Fit a linear model to the rows of each level of a grouping factor (lme4's lmList).
 

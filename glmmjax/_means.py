@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from ._arguments import checked
 from ._errors import DataError
 from ._parse import Call, Name, Node, base_name, names_in, strip_parens, walk
 from ._precision import x64
@@ -27,6 +28,7 @@ TO_FACTOR = ("factor", "as.factor", "ordered", "as.ordered", "as.character")
 ADJUSTMENTS = ("tukey", "holm", "bonferroni", "none")
 
 
+@checked()
 @dataclass(frozen=True, repr=False)
 class MarginalMeans:
     """Means by level, as returned by `MixedModel.marginal_means`.

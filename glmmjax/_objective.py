@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from ._arguments import checked
 from ._design import Design, factors, linear_predictor, over_devices
 from ._linalg import Blocks, factorise, weighted_products
 from ._pirls import (
@@ -32,6 +33,7 @@ from ._pirls import (
 )
 from ._rows import sum_over_rows
 from .families import Family
+from .families import get as get_family
 
 
 class Evaluation(NamedTuple):
@@ -167,6 +169,7 @@ def warn_if_single_precision() -> None:
         )
 
 
+@checked(traceable=True)
 def laplace_deviance(
     theta: Any, beta: Any, design: Design, family: Family, phi: Any = None, hessian: str | None = None
 ) -> Array:
@@ -188,8 +191,8 @@ def laplace_deviance(
     function theorem, `_pirls.py`).
     """
     warn_if_single_precision()
-    family = family.at_present()
-    params = parameters(theta, beta, family, phi)
+    family = get_family(family).at_present()
+    params = parameters(theta, beta, family, phi, design)
     value, _ = laplace(params, design, family, zero_u(design, params.beta.dtype), resolve_hessian(hessian, family))
     return value + log_density_constant(design, family)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
+from ._arguments import checked, text
 from ._deep import deep
 from ._errors import FormulaError
 
@@ -795,6 +796,10 @@ class Formula:
     rhs: Node
     text: str = field(default="", compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # as text, which is not nested once per term
+        return parse, (str(self),)
+
+    @deep
     def __str__(self) -> str:
         return f"~{deparse(self.rhs)}" if self.response is None else f"{deparse(self.response)} ~ {deparse(self.rhs)}"
 
@@ -1029,6 +1034,7 @@ def parse_expression(text: str) -> Node:
     return tree
 
 
+@checked(change=text)
 @deep
 def update(formula: str | Formula, change: str) -> Formula:
     """R's update.formula: `.` in `change` stands for the old side; bars can be removed, `. ~ . - (1 | herd)`.

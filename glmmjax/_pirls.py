@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._arguments import checked, vector
 from ._design import (
     Design,
     add_random_part,
@@ -48,6 +49,7 @@ from ._linalg import (
 from ._precision import by_precision
 from ._rows import chunk_rows, sum_over_rows
 from .families import Family
+from .families import get as get_family
 
 #: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
 TOLERANCE = 1e-12
@@ -470,6 +472,7 @@ def is_symbolic_zero(x: Any) -> bool:
     return isinstance(x, jax.custom_derivatives.SymbolicZero)
 
 
+@checked(traceable=True)
 def pirls(
     theta: Array,
     beta: Array,
@@ -492,8 +495,10 @@ def pirls(
         `PIRLS`: u (q,) in the order of Z's columns, the block factor of the observed penalised
         information at u, status (0 converged), iterations. u is differentiable.
     """
-    family = family.at_present()
-    params = parameters(theta, beta, family, phi)
+    family = get_family(family).at_present()
+    params = parameters(theta, beta, family, phi, design)
+    if u0 is not None:
+        vector(u0, "u0", design.q)
     start = zero_u(design, params.beta.dtype) if u0 is None else u_to_blocks(jnp.asarray(u0), design)
     mode, rows = at_conditional_mode(params, design, start, family, "observed", False)
     T = factors(params.theta, design)
@@ -506,8 +511,11 @@ def zero_u(design: Design, dtype: Any) -> Blocked:
     return tuple(jnp.zeros((m, z.shape[1]), dtype) for m, z in zip(design.n_levels, design.z, strict=True))
 
 
-def parameters(theta: Any, beta: Any, family: Family, phi: Any = None) -> Parameters:
+def parameters(theta: Any, beta: Any, family: Family, phi: Any = None, design: Design | None = None) -> Parameters:
     """Check and pack the parameters of the pure functions."""
+    if design is not None:
+        vector(theta, "theta", design.n_theta)
+        vector(beta, "beta", design.p)
     if phi is None:
         phi = family.phi_start()
     theta, beta = jnp.asarray(theta), jnp.asarray(beta)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ._arguments import checked, vector
 from ._bordered import bordered
 from ._design import Design, Term, factors_of, over_devices, u_from_blocks
 from ._linalg import Blocks, one_inverse, penalised, segment_sum, weighted_products
@@ -187,6 +188,7 @@ class PLS(NamedTuple):
     RX: Array
 
 
+@checked(traceable=True)
 def pls(theta: Any, design: Design) -> PLS:
     """Penalised least squares at theta: min over (u, beta) of |W^1/2 (y - X beta - Z Lambda u)|^2 + |u|^2.
 
@@ -199,7 +201,7 @@ def pls(theta: Any, design: Design) -> PLS:
 
     Source: Bates et al. 2015, J. Stat. Softw. 67(1), equations 28 to 34.
     """
-    theta = _real(theta)
+    theta = _real(theta, design)
     cross = cross_products(design)
     at = profile(theta, cross, design.plan, design.terms)
     return PLS(
@@ -214,6 +216,7 @@ def pls(theta: Any, design: Design) -> PLS:
     )
 
 
+@checked(traceable=True)
 def lmm_deviance(theta: Any, design: Design, REML: bool = True) -> Array:
     """Profiled deviance or REML criterion of a linear mixed model, all constants included.
 
@@ -228,12 +231,13 @@ def lmm_deviance(theta: Any, design: Design, REML: bool = True) -> Array:
     Differentiable to second order in theta and in the float arrays of the design.
     Source: Bates et al. 2015, J. Stat. Softw. 67(1), equations 34 and 42; weights subtract sum log w.
     """
-    theta = _real(theta)
+    theta = _real(theta, design)
     cross = cross_products(design)
     return criterion(profile(theta, cross, design.plan, design.terms), cross, float(REML))
 
 
-def _real(theta: Any) -> Array:
+def _real(theta: Any, design: Design) -> Array:
     warn_if_single_precision()
+    vector(theta, "theta", design.n_theta)
     theta = jnp.asarray(theta)
     return theta.astype(jnp.result_type(theta, float))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._arguments import checked, models
+
 if TYPE_CHECKING:
     from .results import MixedModel
 
@@ -48,6 +50,7 @@ class Pooled:
         return f"<p>Pooled over {self.m} fits (Rubin's rules)</p>" + self.frame.to_html(float_format="{:.5g}".format)
 
 
+@checked(fits=models)
 def pool(fits: Sequence[MixedModel], level: float = 0.95) -> Pooled:
     """Pool fits of one model to several completions of one data set.
 

@@ -25,6 +25,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
+from ._arguments import checked
 from ._design import Design, linear_predictor
 from ._linalg import sandwich, segment_sum, small_matmul, take
 from ._objective import (
@@ -37,6 +38,7 @@ from ._objective import (
 )
 from ._pirls import Blocked, Parameters, parameters, unspool, zero_u
 from .families import Family
+from .families import get as get_family
 
 MAX_POINTS = 100
 MAX_DIMENSIONS = 4
@@ -209,6 +211,7 @@ def marginal(
     return jnp.where(jnp.isfinite(value), value, jnp.inf), at.evaluation
 
 
+@checked(traceable=True)
 def agq_deviance(
     theta: Any, beta: Any, design: Design, family: Family, nAGQ: int, phi: Any = None, hessian: str | None = None
 ) -> Array:
@@ -231,8 +234,8 @@ def agq_deviance(
     if nAGQ > 1:
         check_nodes(int(nAGQ), [z.shape[1] for z in design.z])
     warn_if_single_precision()
-    family = family.at_present()
-    params = parameters(theta, beta, family, phi)
+    family = get_family(family).at_present()
+    params = parameters(theta, beta, family, phi, design)
     u0 = zero_u(design, params.beta.dtype)
     value, _ = marginal(params, design, family, u0, resolve_hessian(hessian, family), int(nAGQ))
     return value + log_density_constant(design, family)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ._arguments import checked
 from ._columns import Table, label_of, plain
 from ._control import unknown_argument
 from ._covariance import Unstructured
@@ -177,6 +178,7 @@ def _as_numbers(values: np.ndarray) -> np.ndarray:
 
 
 # ---- from a formula --------------------------------------------------------------------------------
+@checked()
 def simulate(
     formula: str | Formula,
     newdata: Any,
@@ -245,6 +247,7 @@ def simulate(
     return _frame_of(_draw(family, fixed, terms, w, values["phi"], sigma, nsim, seed), frame.row_index)
 
 
+@checked()
 def parameter_template(
     formula: str | Formula, newdata: Any, family: str | Family = "gaussian", contrasts: dict[str, Any] | None = None
 ) -> dict[str, pd.Series]:

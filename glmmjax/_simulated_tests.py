@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
+from ._arguments import a_test, checked, mapping
 from ._bootstrap import draw_responses, refitted
 from ._precision import persistent_cache, x64
 from ._progress import progress
@@ -48,6 +49,7 @@ class BootstrapTest:
     __repr__ = __str__
 
 
+@checked()
 def bootstrap_test(smaller: MixedModel, larger: MixedModel, nsim: int = 1000, seed: Any = 0) -> BootstrapTest:
     """Test a model against a larger one by responses simulated from the smaller.
 
@@ -119,6 +121,7 @@ class Power:
     __repr__ = __str__
 
 
+@checked(test=a_test, beta=mapping)
 def power(
     model: MixedModel,
     test: str | Callable[[MixedModel], float],
@@ -141,7 +144,7 @@ def power(
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
     if isinstance(test, str) and test not in model.fixef.index:
-        raise ValueError(f"{test!r} is not a fixed effect; these are: {', '.join(model.fixef.index)}")
+        raise ValueError(f"test {test!r} is not a fixed effect; these are: {', '.join(model.fixef.index)}")
 
     def p_value(m: MixedModel) -> float:
         return float(m.pvalues[test]) if isinstance(test, str) else float(test(m))

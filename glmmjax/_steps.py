@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ._arguments import array, checked, mapping
 from ._control import unknown_argument
 from ._design import Design
 from ._fit import Estimates, Problem, Start, estimate, estimate_at
@@ -95,6 +96,7 @@ class ModelSetup:
         return f"<ModelSetup {self}>"
 
 
+@checked()
 @dataclass(frozen=True, repr=False, eq=False)
 class DevianceFunction:
     """What a fit minimises, as a function of a vector x of the parameters; see `deviance_function`.
@@ -194,6 +196,7 @@ class DevianceFunction:
         return point
 
 
+@checked()
 def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction:
     """The deviance of a model as a function of its parameters (lme4's mkLmerDevfun and mkGlmerDevfun).
 
@@ -223,6 +226,7 @@ def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction
         return DevianceFunction(setup, problem)
 
 
+@checked()
 def optimise(deviance: DevianceFunction, start: Any = None, verbose: Any = False) -> Estimates:
     """Minimise a deviance function as `glmer` and `lmer` do (lme4's optimizeGlmer and optimizeLmer).
 
@@ -246,6 +250,7 @@ def _optimise(deviance: DevianceFunction, start: Any, verbose: Any) -> Estimates
     return estimate(deviance.problem, begin, control.tol, control.max_evaluations, control.optimizer, verbose)
 
 
+@checked("at")
 def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
     """A fitted model from the parameters, wherever they come from (lme4's mkMerMod).
 
@@ -265,7 +270,7 @@ def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
         ValueError: a point of another size, or where the deviance is not finite.
     """
     if not isinstance(at, Estimates):
-        x = deviance.pack(**at) if isinstance(at, dict) else deviance._point(at)
+        x = deviance.pack(**mapping(at, "at")) if isinstance(at, dict) else deviance._point(array(at, "at"))
         with persistent_cache(), x64():
             at = estimate_at(deviance.problem, x)
     setup = deviance.setup

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import checked
 from ._design import Design
 from ._errors import DataError
 from ._linalg import in_matrix
@@ -394,6 +395,7 @@ def _blend(own: np.ndarray, fill: np.ndarray, step: int) -> np.ndarray:
     return 1 - depth * (1 - ((1 - share) * np.array(_OWN) + share * np.array(_FILL)))
 
 
+@checked()
 def structure(model_or_design: Any, names: Sequence[str] | None = None) -> Structure:
     """Symbolic structure of Lambda'Z'WZ Lambda + I and of its Cholesky factor.
 

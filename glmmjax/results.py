@@ -20,6 +20,7 @@ import pandas as pd
 from jax import Array
 
 from . import _programs as programs
+from ._arguments import checked, choice
 from ._basis import inverse_of_lower
 from ._bordered import selected_inverse
 from ._buckets import fill_rows
@@ -157,6 +158,7 @@ class ModelSpec:
     REML: bool | None = None
 
 
+@checked()
 class MixedModel:
     """A fitted mixed model, as returned by `glmmjax.glmer` and `glmmjax.lmer`.
 
@@ -598,8 +600,7 @@ class MixedModel:
             which: of "wald": "beta_" for the fixed effects, "theta_" for standard deviations, correlations and
                 sigma (symmetric on the log or Fisher's z scale, by the delta method), None for all.
         """
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}")
+        choice(kind, "kind", ("percentile", "basic", "normal"))
         half_width = NormalDist().inv_cdf(0.5 + 0.5 * level)
         chosen = method.lower()
         if chosen == "profile":
