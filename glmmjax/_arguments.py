@@ -333,7 +333,11 @@ def setting(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 
 def settings(value: Any, name: str) -> Any:
     """A Control, or a dict of its settings."""
-    return value if type(value).__name__ == "Control" else mapping(value, name)
+    if type(value).__name__ == "Control":
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a gj.Control or a dict, got {shown(value)}")
+    return mapping(value, name)
 
 
 def vector(value: Any, name: str, size: int) -> None:
