@@ -336,7 +336,7 @@ def settings(value: Any, name: str) -> Any:
     if type(value).__name__ == "Control":
         return value
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a gj.Control or a dict, got {shown(value)}")
+        raise TypeError(f"{name} must be a gj.Control or a dict, got {type(value).__name__}")
     return mapping(value, name)
 
 
