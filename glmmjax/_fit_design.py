@@ -46,6 +46,7 @@ from ._fit_glmm import deviance_at
 from ._objective import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
 from ._pirls import Parameters, is_symbolic_zero, unspool
 from ._pls import criterion, cross_products, fixed_effects, profile
+from ._precision import own_settings
 from ._programs import make_room_at_times
 from ._quadrature import check_nodes
 from .families import Family, Gaussian, dispersions, most_log_phi
@@ -120,6 +121,7 @@ class _Start(NamedTuple):
 
 
 @checked(traceable=True, tol=setting(positive), max_evaluations=setting(counted), start=named_starts)
+@own_settings
 def fit_design(
     design: Design,
     family: str | Family = "binomial",

@@ -131,10 +131,27 @@ def fit_many(
     family, control = get_family(family), as_control(control)
     if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
         raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
+    _refuse_unused(control, isinstance(family, Gaussian))
     model = _Model(str(formula), family, int(nAGQ), resolve_hessian(hessian, family), REML, ddf, control, dtype)
     arguments = {"weights": weights, "offset": offset, "contrasts": contrasts, "na": na}
     source: _Source = _Rows(model, data, by, arguments) if by is not None else _Columns(model, data, y, arguments)
     return _run(model, source, devices_of(device), workers, None if results is None else Path(results), adjust)
+
+
+def _refuse_unused(control: Control, linear: bool) -> None:
+    """Raise ValueError for settings that many fits have no use for: none is accepted that does nothing."""
+    used = ("auto",) if linear else ("auto", "bfgs")
+    if control.optimizer not in used:
+        raise ValueError(
+            f"control: fit_many has one optimizer per kind of model, got {control.optimizer!r}; leave it at 'auto', or "
+            "fit single data sets by glmer or lmer"
+        )
+    for name in ("check_grad", "check_singular", "check_rank"):
+        if getattr(control, name) == "error":
+            raise ValueError(
+                f"control: {name}='error' is for single fits; fit_many reports every fit in the columns status, "
+                "message and singular of .fits"
+            )
 
 
 @dataclass(frozen=True)

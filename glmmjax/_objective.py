@@ -31,6 +31,7 @@ from ._pirls import (
     unspool,
     zero_u,
 )
+from ._precision import own_settings
 from ._rows import sum_over_rows
 from .families import Family
 from .families import get as get_family
@@ -170,6 +171,7 @@ def warn_if_single_precision() -> None:
 
 
 @checked(traceable=True)
+@own_settings
 def laplace_deviance(
     theta: Any, beta: Any, design: Design, family: Family, phi: Any = None, hessian: str | None = None
 ) -> Array:

@@ -46,7 +46,7 @@ from ._linalg import (
     weighted_products,
     weighted_rows,
 )
-from ._precision import by_precision
+from ._precision import by_precision, own_settings
 from ._rows import chunk_rows, sum_over_rows
 from .families import Family
 from .families import get as get_family
@@ -473,6 +473,7 @@ def is_symbolic_zero(x: Any) -> bool:
 
 
 @checked(traceable=True)
+@own_settings
 def pirls(
     theta: Array,
     beta: Array,

@@ -26,6 +26,7 @@ from ._bordered import bordered
 from ._design import Design, Term, factors_of, over_devices, u_from_blocks
 from ._linalg import Blocks, one_inverse, penalised, segment_sum, weighted_products
 from ._objective import warn_if_single_precision
+from ._precision import own_settings
 from ._rows import fold_rows, sum_over_rows
 from ._symbolic import Plan
 
@@ -189,6 +190,7 @@ class PLS(NamedTuple):
 
 
 @checked(traceable=True)
+@own_settings
 def pls(theta: Any, design: Design) -> PLS:
     """Penalised least squares at theta: min over (u, beta) of |W^1/2 (y - X beta - Z Lambda u)|^2 + |u|^2.
 
@@ -217,6 +219,7 @@ def pls(theta: Any, design: Design) -> PLS:
 
 
 @checked(traceable=True)
+@own_settings
 def lmm_deviance(theta: Any, design: Design, REML: bool = True) -> Array:
     """Profiled deviance or REML criterion of a linear mixed model, all constants included.
 

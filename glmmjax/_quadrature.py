@@ -37,6 +37,7 @@ from ._objective import (
     warn_if_single_precision,
 )
 from ._pirls import Blocked, Parameters, parameters, unspool, zero_u
+from ._precision import own_settings
 from .families import Family
 from .families import get as get_family
 
@@ -212,6 +213,7 @@ def marginal(
 
 
 @checked(traceable=True)
+@own_settings
 def agq_deviance(
     theta: Any, beta: Any, design: Design, family: Family, nAGQ: int, phi: Any = None, hessian: str | None = None
 ) -> Array:

@@ -533,3 +533,13 @@ def test_responses_whose_rows_do_not_tell_the_model() -> None:
     weights[g != 11, 1] = 0.0
     two = gj.fit_many("~ x + f + (1 | g)", data, y=np.column_stack([y, y]), weights=weights)
     assert list(two.fits["status"]) == ["converged", "error"] and "only one level ('11')" in two.fits["message"][1]
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [({"optimizer": "newton"}, "one optimizer"), ({"check_singular": "error"}, "check_singular='error' is for single")],
+)
+def test_settings_without_use_are_refused(control, said) -> None:
+    data = gj.datasets.load("cbpp")
+    with pytest.raises(ValueError, match=f"control: .*{said}"):
+        gj.fit_many("~ period + (1 | herd)", data, "poisson", y=data[["incidence"]], control=control)

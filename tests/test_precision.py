@@ -208,3 +208,26 @@ def test_the_reported_numbers_carry_float64(x32: None) -> None:
     moved = gj.glmer(CBPP, data, offset=np.full(56, 1e4))
     assert moved.objective == pytest.approx(m.objective, abs=1e-7)
     assert moved.fixef["(Intercept)"] + 1e4 == pytest.approx(m.fixef["(Intercept)"], abs=1e-6)
+
+
+def test_settings_for_debugging_are_the_users() -> None:
+    """Fits and pure functions run under them with the same numbers, lme4's at tight tolerances."""
+    cbpp, sleep = load_data("cbpp"), load_data("sleepstudy")
+    theta, beta = np.array([0.6423]), np.array([-1.3985, -0.9923, -1.1287, -1.5803])
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.debug_nans(True),
+        jax.default_matmul_precision("bfloat16"),
+    ):
+        m = gj.glmer(CBPP, cbpp)
+        linear = gj.lmer("Reaction ~ Days + (Days | Subject)", sleep)
+        design = gj.design(CBPP, cbpp)
+        value, slope = jax.value_and_grad(gj.laplace_deviance)(theta, beta, design, "binomial")
+        solved = gj.pls(linear.theta, gj.design("Reaction ~ Days + (Days | Subject)", sleep))
+        settings = [getattr(jax.config, f"jax_{name}") for name in ("numpy_rank_promotion", "debug_nans")]
+    assert settings == ["raise", True]
+    assert m.loglik == pytest.approx(-0.5 * 184.052563743, abs=1e-8)
+    assert linear.objective == pytest.approx(1743.628272, abs=1e-6)
+    assert float(value) == pytest.approx(184.052563743, abs=1e-4) and abs(float(slope[0])) < 0.1
+    np.testing.assert_allclose(solved.beta, [251.40510485, 10.46728596], rtol=1e-8)
