@@ -80,9 +80,9 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
     if low == -math.inf and high == math.inf:
         kind = "a finite number"
     elif high == math.inf:
-        kind = f"{'at least' if ends else 'a number above'} {low:g}"
+        kind = f"at least {low:g}" if ends else "positive" if low == 0.0 else f"above {low:g}"
     else:
-        kind = f"a number {'from' if ends else 'between'} {low:g} {'to' if ends else 'and'} {high:g}"
+        kind = f"{'from' if ends else 'between'} {low:g} {'to' if ends else 'and'} {high:g}"
     raise ValueError(f"{name} must be {kind}, got {shown(value)}")
 
 
@@ -240,6 +240,13 @@ def of_class(*names: str) -> Callable[[Any, str], Any]:
     return check
 
 
+def a_design(value: Any, name: str) -> Any:
+    """The arrays of a model."""
+    if not any(kind.__name__ == "Design" for kind in type(value).__mro__):
+        raise TypeError(f"{name} must be a Design, as gj.design and gj.design_arrays make it, got {shown(value)}")
+    return value
+
+
 def texts(value: Any, name: str) -> Any:
     """A text or several."""
     listed = [value] if isinstance(value, str) else value
@@ -287,9 +294,9 @@ def name_or_number(value: Any, name: str) -> Any:
 
 
 def chosen(value: Any, name: str) -> Any:
-    """Names, or a dict of functions."""
+    """Names, None for the usual ones, or a dict of functions."""
     if not isinstance(value, Mapping):
-        return texts(value, name)
+        return value if value is None else texts(value, name)
     for key, part in mapping(value, name).items():
         function(part, f"{name}[{key!r}]")
     return value
@@ -368,7 +375,8 @@ RULES: dict[str, Callable[[Any, str], Any]] = {
         flag,
     ),
     **dict.fromkeys(("covariance", "correlation"), flag),
-    **dict.fromkeys(("cluster", "groups", "ddf", "re_form", "adjust", "change", "na", "hessian"), text),
+    "ddf": lambda value, name: value if value is None else text(value, name),
+    **dict.fromkeys(("cluster", "groups", "re_form", "adjust", "change", "na", "hessian"), text),
     **dict.fromkeys(("dtype", "interval", "kind", "method", "what"), text),
     **dict.fromkeys(("names", "by"), texts),
     **dict.fromkeys(("contrasts", "params"), mapping),
@@ -389,7 +397,7 @@ RULES: dict[str, Callable[[Any, str], Any]] = {
     "statistic": function,
     "setup": of_class("ModelSetup"),
     "deviance": of_class("DevianceFunction"),
-    "design": of_class("Design"),
+    "design": a_design,
 }
 
 

@@ -58,7 +58,7 @@ class Piece:
     fits: Many
 
 
-@checked()
+@checked("by")
 def fit_many(
     formula: str | Formula,
     data: Any,
@@ -386,7 +386,7 @@ def _fit(model: _Model, stack: Stack | Shared, engine: Engine, members: np.ndarr
 
 
 # -------------------- results
-@checked()
+@checked("name")  # which may be of any type
 class ManyFits:
     """Fits of one model to many datasets, as returned by `fit_many`.
 

@@ -143,19 +143,19 @@ def checked_design(frame: ModelData) -> Design:
             )
     if n <= p:
         raise DataError(f"{p} fixed effects for {n} rows: nothing is left to estimate variances from; drop some")
-    y, X, offset, weights = (np.asarray(v) for v in (made.y, made.X, made.offset, made.weights))
+    _refuse_exact(made, np.asarray(made.y), frame)
+    return made
+
+
+def _refuse_exact(made: Design, y: np.ndarray, frame: ModelData) -> None:
+    """Raise DataError if the fixed effects leave nothing of a response (n,)."""
+    X, offset, weights = (np.asarray(v) for v in (made.X, made.offset, made.weights))
 
     def weighted(rows: slice) -> np.ndarray:
         return np.sqrt(weights[rows, None]) * np.column_stack([X[rows], y[rows] - offset[rows]])
 
-    last = np.abs(triangle(n, weighted)[:, -1])  # of y: along the columns of X, and what is left
-    _refuse_exact(last[-1], float(np.linalg.norm(last)), frame)
-    return made
-
-
-def _refuse_exact(left: float, whole: float, frame: ModelData) -> None:
-    """Raise DataError if the fixed effects leave nothing of the response, whose norm was `whole`."""
-    if left <= EXACT * whole:
+    last = np.abs(triangle(made.n, weighted)[:, -1])  # of y: along the columns of X, and what is left
+    if last[-1] <= EXACT * np.linalg.norm(last):
         raise DataError(
             f"response {frame.response_name} is fitted exactly by the fixed effects (a constant response is): no "
             "variance is left to estimate"
@@ -164,17 +164,7 @@ def _refuse_exact(left: float, whole: float, frame: ModelData) -> None:
 
 def check_response(model: MixedModel, y: np.ndarray) -> None:
     """Raise DataError if the fixed effects fit another response (n,) of the same model exactly."""
-    problem, made = model._problem, model._design
-    assert isinstance(problem, LinearProblem)
-    X, weights = np.asarray(made.X), np.asarray(made.weights)
-    centred = y - np.asarray(made.offset)
-    whole = float(np.sqrt(weights @ centred**2))
-    if made.p:
-        with x64():
-            R = np.asarray(problem.cross.A) * np.sqrt(made.n)  # of sqrt(W) X
-        for _ in range(2):  # the second time for the rounding of the first
-            centred = centred - X @ np.linalg.solve(R, np.linalg.solve(R.T, X.T @ (weights * centred)))
-    _refuse_exact(float(np.sqrt(weights @ centred**2)), whole, model._data)
+    _refuse_exact(model._design, y, model._data)
 
 
 def refit_ml(model: MixedModel) -> MixedModel:

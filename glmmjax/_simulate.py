@@ -178,7 +178,7 @@ def _as_numbers(values: np.ndarray) -> np.ndarray:
 
 
 # ---- from a formula --------------------------------------------------------------------------------
-@checked()
+@checked("params")
 def simulate(
     formula: str | Formula,
     newdata: Any,

@@ -211,7 +211,7 @@ def test_misspelt_arguments(call: Callable[[gj.MixedModel], Any], match: str) ->
 def test_levels_are_inside_the_unit_interval(level: Any) -> None:
     m = generalised()
     for call in (m.confint, m.tidy, lambda level: m.marginal_means("period", level=level)):
-        with pytest.raises(ValueError, match="level must be a number between 0 and 1"):
+        with pytest.raises(ValueError, match="level must be between 0 and 1"):
             call(level=level)
 
 

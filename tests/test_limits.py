@@ -189,7 +189,7 @@ def test_random_effects_thousands_of_times_the_residuals(seed: int, lowest: floa
     np.testing.assert_allclose(fits[0].fixef, fits[1].fixef, atol=0.03 * fits[0].bse.iloc[0])
 
 
-def _exact() -> pd.DataFrame:
+def _exact_data() -> pd.DataFrame:
     r = np.random.default_rng(0)
     g, x = np.arange(120) % 12, r.normal(size=120)
     return pd.DataFrame({"x": x, "g": g, "exact": 2 * x + 1 + g, "noisy": 2 * x + 1 + g + r.normal(size=120)})
@@ -197,7 +197,7 @@ def _exact() -> pd.DataFrame:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
 def test_a_response_fitted_exactly_by_its_groups_is_no_fit(scale: float) -> None:
-    data = _exact()
+    data = _exact_data()
     data["y"] = scale * (data["exact"] + 1e-12 * np.random.default_rng(1).normal(size=120))
     for fit in (gj.lmer, lambda formula, data: gj.glmer(formula, data, "gaussian")):
         with pytest.warns(UserWarning, match="fitted exactly") as said:
@@ -206,7 +206,7 @@ def test_a_response_fitted_exactly_by_its_groups_is_no_fit(scale: float) -> None
 
 
 def test_exact_fits_among_refits_and_many() -> None:
-    data = _exact()
+    data = _exact_data()
     m = gj.lmer("noisy ~ x + (1 | g)", data)
     with pytest.warns(UserWarning, match="fitted exactly"):
         assert not m.refit(data["exact"]).converged

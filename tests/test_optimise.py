@@ -107,8 +107,11 @@ def test_every_status_has_a_message() -> None:
         opt.LINE_SEARCH,
         opt.NON_FINITE,
         opt.NOT_MINIMUM,
+        opt.EXACT,
+        opt.IMPOSSIBLE,
+        opt.COARSE,
     }
-    assert set(opt.MESSAGES) == codes and len(codes) == 5
+    assert set(opt.MESSAGES) == codes and len(codes) == 8
 
 
 # -------------------- starts

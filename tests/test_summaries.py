@@ -147,7 +147,9 @@ def at_truth(family: Any, counts: Any, mean: Any, trials: Any = 1.0) -> Any:
     """What quantile residuals read of a fit, with the means that the counts were drawn with as fitted values."""
     weights = np.broadcast_to(trials, mean.shape)
     design = SimpleNamespace(y=counts / weights, weights=weights)
-    return SimpleNamespace(family=gj.families.get(family), sigma=1.0, _moments=(mean,), _design=design)
+    estimates = SimpleNamespace(phi=np.zeros(0))
+    family = gj.families.get(family)
+    return SimpleNamespace(family=family, sigma=1.0, _moments=(mean,), _design=design, _estimates=estimates)
 
 
 @pytest.mark.parametrize("family", ["binomial", "poisson", "negative.binomial(1.7)"])
