@@ -191,9 +191,9 @@ answer_lme4 <- function(r) {
        singular = any(theta[p$lower[t] == 0] < 1e-4), nobs = nrow(X), failed = o$failed)
 }
 
-tmb_fit <- function(r, ...) {
+tmb_fit <- function(r) {
   control <- glmmTMBControl(optCtrl = list(iter.max = 2000, eval.max = 3000, rel.tol = 1e-14))
-  call_of(quote(glmmTMB), r, family = family_of(r), control = control, ...)
+  call_of(quote(glmmTMB), r, family = family_of(r), control = control)
 }
 
 answer_tmb <- function(r) {
@@ -213,7 +213,7 @@ answer_tmb <- function(r) {
   blocks <- m$modelInfo$reTrms$cond$cnms
   cov <- Map(function(C, s) { s <- as.numeric(s); C <- as.matrix(C); C * outer(s, s) }, report$corr, report$sd)
   sds <- unlist(report$sd)
-  list(logLik = -value, names = I(names(fixef(m)$cond)), fixef = I(unname(beta)), se = I(unname(se)), theta = NULL, sigma = 1,
+  list(logLik = -value, names = I(names(which(!is.na(fixef(m)$cond)))), fixef = I(unname(beta)), se = I(unname(se)), theta = NULL, sigma = 1,
        phi = unname(exp(best[names(best) == "betad"])),
        cov = unname(Map(function(g, n, v) list(group = g, names = I(n), values = unname(v)), names(blocks), unname(blocks), unname(cov))),
        singular = any(sds < 1e-4) || any(vapply(cov, function(v) min(eigen(cov2cor(v + diag(1e-300, nrow(v))), symmetric = TRUE)$values) < 1e-6, NA)),
@@ -228,10 +228,9 @@ value_lme4 <- function(r) {
 
 # lme4's theta -> glmmTMB's: logs of standard deviations, then the scaled factor of the correlations (two columns at most)
 value_tmb <- function(r) {
-  m <- tmb_fit(r, doFit = FALSE)
-  obj <- fitTMB(m, doOptim = FALSE)
+  m <- tmb_fit(r)
   theta <- unlist(r$theta); at <- 0; out <- numeric(0)
-  for (k in lengths(m$condList$reTrms$cnms)) {
+  for (k in lengths(m$modelInfo$reTrms$cond$cnms)) {
     T <- matrix(0, k, k); count <- k * (k + 1) / 2
     T[lower.tri(T, diag = TRUE)] <- theta[at + seq_len(count)]; at <- at + count
     V <- T %*% t(T); sd <- pmax(sqrt(diag(V)), 1e-9)
@@ -239,7 +238,7 @@ value_tmb <- function(r) {
     if (k == 2) { rho <- max(min(V[1, 2] / prod(sd), 1 - 1e-12), -1 + 1e-12); out <- c(out, rho / sqrt(1 - rho^2)) }
     if (k > 2) stop("three columns")
   }
-  -obj$fn(c(unlist(r$beta), log(unlist(r$phi)), out))
+  -m$obj$fn(c(unlist(r$beta), log(unlist(r$phi)), out))
 }
 
 timed <- function(f) {

@@ -185,6 +185,8 @@ def draw(seed: int, frozen: bool = False) -> Design:
     at = int(rng.integers(len(structures)))
     structure = structures[at]
     kind = _pick(rng, ("plain", "plain", "plain", "singular", "singular", "strong", "scaled", "shifted"))
+    if kind == "strong" and "sqrt" in structure.family:
+        kind = "plain"  # linear predictors below 0 are another branch of the link, which is R's only
     bars, sizes = RANDOM[structure.random]
     rows = _rows(structure, rng, sizes)
     n = len(next(iter(rows.values())))

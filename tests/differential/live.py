@@ -117,6 +117,10 @@ def table(records: list[dict[str, Any]], answers: dict[int, dict[str, Any]], at_
     unexplained = sum(count for outcome, count in counts.items() if outcome not in comparison.EXPLAINED)
     rows += ["", f"Unexplained: {unexplained}", ""]
     rows += ["| seed | outcome | structure | formula | here | R | here at R's | R at ours | detail |", "|" + "---|" * 9]
+
+    def bar(formula: str) -> str:
+        return formula.replace("|", "\\|")
+
     for r in sorted(records, key=lambda r: (r["outcome"] in comparison.EXPLAINED, r["outcome"], r["seed"])):
         if r["outcome"] == comparison.AGREES:
             continue
@@ -124,7 +128,7 @@ def table(records: list[dict[str, Any]], answers: dict[int, dict[str, Any]], at_
         logliks = [r["loglik"], theirs, r["ours_at_r"], at_ours.get(r["seed"])]
         shown = ["" if v is None else f"{v:.6f}" for v in logliks]
         rows.append(
-            f"| {r['seed']} | {r['outcome']} | {r['structure']} ({r['kind']}) | `{r['formula']}` | "
+            f"| {r['seed']} | {r['outcome']} | {r['structure']} ({r['kind']}) | `{bar(r['formula'])}` | "
             + " | ".join(shown)
             + f" | {r['detail']} |"
         )

@@ -106,6 +106,29 @@ def test_empty_levels_of_a_fixed_factor(seed: int) -> None:
     same(fit(SLOPE, data, "poisson"), fit(SLOPE, more[more["f"].notna()], "poisson"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@few
+@given(
+    seed=SEEDS,
+    power=st.integers(-4, 4),
+    shift=st.sampled_from([0.0, 1.0, -30.0, 1e3, 1e5]),
+    sign=st.sampled_from([-1, 1]),
+)
+def test_affine_change_of_a_slope(family: str, seed: int, power: int, shift: float, sign: int) -> None:
+    """With x' = (x + c) s, b0 + b1 x = (b0 - c b1) + (b1 / s) x': coefficients and covariances follow by a matrix."""
+    data = table(seed, family)
+    s = sign * 10.0**power
+    a, b = fit(SLOPE, data, family), fit(SLOPE, data.assign(x=(data["x"] + shift) * s), family)
+    assert b.loglik == pytest.approx(a.loglik, abs=1e-6)
+    assert b.fixef["x"] * s == pytest.approx(a.fixef["x"], abs=1e-3 * a.bse["x"])
+    assert b.bse["x"] * abs(s) == pytest.approx(a.bse["x"], rel=1e-3)
+    assert b.fixef["fv"] == pytest.approx(a.fixef["fv"], abs=1e-3 * a.bse["fv"])
+    assert b.bse["fv"] == pytest.approx(a.bse["fv"], rel=1e-3)
+    back = np.array([[1.0, shift * s], [0.0, s]])  # of (intercept', slope') to (intercept, slope)
+    cov = back @ b.VarCorr()[0].cov @ back.T
+    np.testing.assert_allclose(cov, a.VarCorr()[0].cov, rtol=5e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["binomial", "poisson", "negative.binomial(2)"])
 @few
 @given(seed=SEEDS)

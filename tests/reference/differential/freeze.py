@@ -43,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--skip-done", action="store_true", help="keep the fits of this package that FOLDER has")
     asked = parser.parse_args()
-    live.main([str(asked.folder), "--n", str(asked.n), "--frozen", "--verify"])
+    live.main([str(asked.folder), "--n", str(asked.n), "--frozen", "--verify", *["--skip-done"] * asked.skip_done])
     answers, ours = live.lines(asked.folder / "answers.jsonl"), live.lines(asked.folder / "ours.jsonl")
     at_ours = {s: v["logLik"] for s, v in live.lines(asked.folder / "values.jsonl").items() if "logLik" in v}
     wrong = [r for r in ours.values() if r["outcome"] not in comparison.EXPLAINED]
