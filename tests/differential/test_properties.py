@@ -156,13 +156,13 @@ def test_counts_are_bernoulli_rows(seed: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @few
-@given(seed=SEEDS, effect=st.integers(-24, 24).map(lambda k: k / 8))
-def test_offset_takes_a_fixed_effect_away(family: str, seed: int, effect: float) -> None:
+@given(seed=SEEDS, effect=st.integers(-30, 30))
+def test_offset_takes_a_fixed_effect_away(family: str, seed: int, effect: int) -> None:
     data = table(seed, family)
     a = fit(SLOPE, data, family)
-    b = fit(SLOPE, data.assign(o=effect * data["x"]), family, offset="o")
+    b = fit(SLOPE, data.assign(o=effect / 10 * data["x"]), family, offset="o")
     assert b.loglik == pytest.approx(a.loglik, abs=1e-7)
-    assert b.fixef["x"] + effect == pytest.approx(a.fixef["x"], abs=1e-3 * a.bse["x"])
+    assert b.fixef["x"] + effect / 10 == pytest.approx(a.fixef["x"], abs=1e-3 * a.bse["x"])
     np.testing.assert_allclose(b.bse, a.bse, rtol=1e-4)
 
 
