@@ -28,6 +28,8 @@ from ._memory import blocks, empty, triangle
 #: A term gets an orthonormal basis where less than this part of one of its columns (root mean square) is new beside
 #: those after it, but not where it is less than so many units of rounding: that column is a combination of the others.
 APART, DEPENDENT = 0.1, 500.0
+#: The same part of a column computed from products, whose root loses half of the digits: below this it is nothing.
+NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,29 @@ def _apart(diagonal: Any) -> Any:
     """Whether unit columns with these new parts (..., k) stay as they are: well apart, or dependent."""
     least = abs(diagonal).min(-1)
     return (least >= APART) | ~(least > DEPENDENT * np.finfo(diagonal.dtype).eps)
+
+
+def cancelling_start(design: Design) -> np.ndarray | None:
+    """Internal theta (n_theta,) to search from as well, where columns of several terms on one factor nearly coincide.
+
+    In (1 | g) + (0 + z | g) with z far from 0 a slope in the centred z is a difference of two large effects, which
+    independent terms can have with large variances only: an optimum of its own, far from the first start. The start
+    is in units of what one column has beside the others. None where no columns coincide, or all do.
+    """
+    theta, found = design.theta_start, False
+    for g, z in enumerate(design.z):
+        terms = [t for t in design.terms if t.block == g]
+        if len(terms) < 2:
+            continue
+        z = np.asarray(z)
+        gram = sum(z[rows].T @ z[rows] for rows in blocks(z.shape[0]))
+        units = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
+        least = _new_parts(gram / np.outer(units, units)).min()
+        if NOISE < least < APART:
+            found = True
+            for t in terms:
+                theta[t.theta] /= least
+    return theta if found else None
 
 
 def scale_z(design: Design) -> tuple[Design, Basis]:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from . import _optimise as opt
-from ._basis import Basis
+from ._basis import Basis, cancelling_start
 from ._covariance import settle
 from ._design import Design, off_ridge
 from ._separation import Separation
@@ -304,6 +304,12 @@ def estimate(
         begin, extra = search(problem, optimizer, begin, tol, max_evaluations)
         limits = limits._replace(max_evaluations=1)
     state = problem.run(begin, limits, metric, verbose)
+    far = None if outside or "theta" in (start or {}) else cancelling_start(problem.original)
+    if far is not None:
+        given = {**(start or {}), "theta": problem.scaling.basis.outer(far)}
+        other = problem.run(problem.start(given), limits, metric, verbose)
+        state, worse = (other, state) if other.f < state.f else (state, other)
+        extra += worse.search_evaluations
     finer = problem.finer(state)
     if finer is not None:
         extra += state.search_evaluations

@@ -228,3 +228,25 @@ def test_all_three_find_the_same_basis() -> None:
         assert_close(found, basis.inverse, rtol=1e-6, atol=1e-6)
     for found in (together.z[0][1], np.asarray(traced.z[0])):
         assert_close(found, single.z[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "poisson"])
+def test_independent_effects_that_cancel(family: str) -> None:
+    """Slopes in z far from 0 as a difference of two large effects: the optimum that a start near the truth leads to."""
+    rng = np.random.default_rng(5)
+    g = np.repeat(np.arange(16), 16)
+    z = 60.0 + 0.6 * rng.normal(size=g.size)
+    eta = 1.0 + rng.normal(size=16)[g] * (z - 60.0)
+    y = eta + 0.3 * rng.normal(size=g.size) if family == "gaussian" else rng.poisson(np.exp(eta))
+    data = {"y": y, "z": z, "g": g}
+    sigma = 0.3 if family == "gaussian" else 1.0
+    near = {"theta": [60.0 / sigma, 1.0 / sigma]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        formula = "y ~ 1 + (1 | g) + (0 + z | g)"
+        fits = [gj.glmer(formula, data, family, start=start) for start in (None, near)]
+        several = pd.concat([pd.DataFrame(data).assign(d=d) for d in "ab"])
+        many = gj.fit_many(formula, several, family, by="d", REML=False)
+    assert fits[0].loglik == pytest.approx(fits[1].loglik, abs=1e-6)
+    assert fits[0].converged
+    np.testing.assert_allclose(many.fits["logLik"], fits[1].loglik, rtol=0.0, atol=1e-6)
