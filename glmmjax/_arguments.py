@@ -222,6 +222,21 @@ def models(value: Any, name: str) -> Any:
     return value
 
 
+def models_by_name(value: Any, name: str) -> Any:
+    """A fitted model, or a dict of them."""
+    for one in mapping(value, name).values() if isinstance(value, Mapping) else (value,):
+        fitted(one, name)
+    return value
+
+
+def tables(value: Any, name: str) -> Any:
+    """A dict of data frames."""
+    for key, one in mapping(value, name).items():
+        if not hasattr(one, "columns"):
+            raise TypeError(f"{name}[{key!r}] must be a DataFrame, got {shown(one)}")
+    return value
+
+
 def a_test(value: Any, name: str) -> Any:
     """A name or a function."""
     if not isinstance(value, str) and not callable(value):
@@ -366,18 +381,18 @@ def _is_jax(value: Any) -> bool:
 #: Argument -> what it has to be, in all public functions; what is not here they check themselves.
 RULES: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(("level", "alpha"), between),
-    **dict.fromkeys(("nsim", "workers"), counted),
+    **dict.fromkeys(("nsim", "workers", "bins", "max_levels"), counted),
     **dict.fromkeys(("limit",), positive),
-    **dict.fromkeys(("nAGQ", "axis"), whole),
+    **dict.fromkeys(("nAGQ", "axis", "n_labels", "label", "max_count"), whole),
     **dict.fromkeys(("model", "smaller", "larger", "null", "alternative"), fitted),
     **dict.fromkeys(
         ("REML", "scaled", "full", "condVar", "allow_new_levels", "use_u", "labels", "batched", "shift", "boundary"),
         flag,
     ),
-    **dict.fromkeys(("covariance", "correlation"), flag),
+    **dict.fromkeys(("covariance", "correlation", "intercept"), flag),
     "ddf": lambda value, name: value if value is None else text(value, name),
     **dict.fromkeys(("cluster", "groups", "re_form", "adjust", "change", "na", "hessian"), text),
-    **dict.fromkeys(("dtype", "interval", "kind", "method", "what"), text),
+    **dict.fromkeys(("dtype", "interval", "kind", "method", "what", "term", "sort", "scale"), text),
     **dict.fromkeys(("names", "by"), texts),
     **dict.fromkeys(("contrasts", "params"), mapping),
     **dict.fromkeys(("theta", "beta", "phi", "u0", "x", "rhs"), array),
@@ -385,6 +400,7 @@ RULES: dict[str, Callable[[Any, str], Any]] = {
     "type": name_or_number,
     "formula": a_formula,
     "which": chosen,
+    "intervals": tables,
     "z": numeric,
     "tol": positive,
     "at": mapping,

@@ -204,7 +204,7 @@ def _search_block(
             far = np.log(FAR * np.maximum(1.0, np.max(design.y, axis=-1))) * np.ones(engine.block)
             ends = _settle_dispersions(ends, again, family, far[:count], design.y.shape[-1], bool(limits.hessian))
         if not limits.hessian:
-            return ends
+            return _settle_singular(ends, again, design.terms, linear)[0]
         for _ in range(SETTLINGS):
             ends, settled = _settle_singular(_leave_saddles(ends, again), again, design.terms, linear)
             if _shape(ends.hessian[settled]).minimum.all():
@@ -362,7 +362,7 @@ def _settle_singular(
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
     new = again(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
-    new.numbers[:, 2] = ends.numbers[which, 2]  # the search is still the first one
+    new.numbers[:, 1:3] = ends.numbers[which, 1:3]  # the search is still the first one
     ends = _replaced(ends, which, new, take)
     which = which[take]
     if linear and which.size:  # at an exact zero the curvature cannot be read off the gradient

@@ -75,8 +75,6 @@ class Bootstrap:
             kind: "percentile"; "basic", the percentiles reflected at the estimate; "normal", about the
                 estimate less the bias.
         """
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}")
         if kind not in INTERVALS:
             raise ValueError(f"kind must be one of {', '.join(map(repr, INTERVALS))}, got {kind!r}")
         values, tail = self.good, 0.5 * (1.0 - level)

@@ -331,13 +331,14 @@ def estimate(
 def searched(
     problem: Problem, start: dict[str, np.ndarray], limits: opt.Limits
 ) -> tuple[Problem, opt.Found, Separation | None]:
-    """The end of one search, the problem that was searched, and what was separated and left out of it."""
+    """The end of one search, columns of 0 at 0, the problem that was searched, and what was separated and left out."""
     begin = problem.start(start)
     separation = problem.separation(begin)
     if separation is not None:
         problem = problem.settled(separation)
         begin = problem.start({k: separation.known(v) if k == "beta" else v for k, v in start.items()})
-    return problem, problem.run(begin, limits, "own"), separation
+    found, _ = _settle_singular(problem, begin, problem.run(begin, limits, "own"), limits, "own")
+    return problem, found, separation
 
 
 def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estimates:
@@ -505,7 +506,7 @@ def _settle_singular(
         numbers[3] += state.numbers[3] - settled.numbers[4]
         numbers[5] += state.numbers[5]
         settled = settled._replace(numbers=numbers, path=state.path)
-        if problem.guided and metric == "own" and not problem.exact:
+        if problem.guided and metric == "own" and limits.hessian:
             # at an exact zero the curvature cannot be read off the gradient
             x0[:t] = off_ridge(x0[:t], design.terms, BESIDE, BESIDE)
             beside = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from . import _optimise as opt
+from ._arguments import checked
 from ._bootstrap import natural_parameters
 from ._columns import Table
 from ._errors import DataError
@@ -26,7 +27,7 @@ from ._fit import searched
 from ._likelihood import Likelihood
 from ._precision import persistent_cache, x64
 from ._progress import progress
-from ._pyplot import pyplot
+from ._pyplot import given_axes, pyplot
 from ._refits import BATCH_FROM, LEAST_INFORMATION, fit_rows, information_by_cluster
 from .families import log_of
 
@@ -111,6 +112,7 @@ def _clusters(model: MixedModel, groups: str | None) -> tuple[np.ndarray, list[A
     return np.asarray(codes), list(labels)
 
 
+@checked()
 @dataclass(frozen=True, repr=False)
 class Influence:
     """What deleting each row or group does, as returned by `MixedModel.influence`.
@@ -177,8 +179,7 @@ class Influence:
             raise ValueError(f"nothing called {what!r} to plot; there are: {known}")
         plt = pyplot()
         values = self.cooks_distance() if what == "cooks_distance" else self.change[what]
-        if ax is None:
-            _, ax = plt.subplots(figsize=(7.0, 3.5), layout="constrained")
+        ax = plt.subplots(figsize=(7.0, 3.5), layout="constrained")[1] if ax is None else given_axes(ax, 1)[0]
         at = np.arange(len(values))
         ax.vlines(at, 0.0, values, color="C0", linewidth=1.2)
         ax.plot(at, values, "o", color="C0", markersize=4)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked()
 @dataclass(frozen=True, repr=False)
 class LmList:
     """Separate fits, as returned by `lm_list`.
@@ -47,8 +48,6 @@ class LmList:
         """Intervals from the pooled variance: level, term, estimate, conf_low, conf_high."""
         from scipy.stats import t
 
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}")
         half = t.ppf(0.5 + 0.5 * level, self.df_resid.sum()) * self.bse
         parts = {"estimate": self.coef, "conf_low": self.coef - half, "conf_high": self.coef + half}
         stacked = {name: frame.stack(future_stack=True) for name, frame in parts.items()}

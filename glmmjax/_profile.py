@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from ._arguments import array, checked, text, texts
 from ._design import Term
 from ._likelihood import LANES, Layout, Likelihood, Point
 from ._precision import persistent_cache, x64
@@ -302,6 +303,7 @@ def _correction(
     return first + a * (n + second), float(0.5 * residual @ (residual / values))
 
 
+@checked(name=text, zeta=array, value=array, which=texts)
 @dataclass(frozen=True, repr=False)
 class Profile:
     """Profiles as returned by `MixedModel.profile`.
@@ -328,8 +330,6 @@ class Profile:
         An end that the deviance does not exclude is the boundary (a standard deviation of 0, a correlation of +-1), or
         NaN where the path could not be followed.
         """
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}")
         t = NormalDist().inv_cdf(0.5 + 0.5 * level)
         if t > self.limit + 1e-9:
             raise ValueError(f"the profile reaches {self.limit:.3g} standard errors, level {level} needs {t:.3g}")
@@ -363,7 +363,7 @@ class Profile:
             raise ValueError(f"no profile of {name!r}; there are: {', '.join(self._splines)}")
         return np.asarray(self._splines[name][which](np.asarray(at, float), extrapolate=False))
 
-    def plot(self, kind: str = "zeta", which: Sequence[str] | None = None) -> tuple[Figure, pd.DataFrame]:
+    def plot(self, kind: str = "zeta", which: str | Sequence[str] | None = None) -> tuple[Figure, pd.DataFrame]:
         """Pictures of the profiles.
 
         Args:

@@ -25,12 +25,12 @@ MARKED = (0.5, 0.8, 0.9, 0.95, 0.99)
 CONTOURS = (0.5, 0.8, 0.9, 0.95)
 
 
-def plot(made: Profile, kind: str = "zeta", which: Sequence[str] | None = None) -> tuple[Figure, pd.DataFrame]:
+def plot(made: Profile, kind: str = "zeta", which: str | Sequence[str] | None = None) -> tuple[Figure, pd.DataFrame]:
     """See `Profile.plot`."""
     draw = {"zeta": _zeta, "density": _density, "pairs": _pairs}
     if kind not in draw:
         raise ValueError(f"kind must be one of {', '.join(map(repr, draw))}, got {kind!r}")
-    names = list(made._splines) if which is None else list(which)
+    names = list(made._splines) if which is None else [which] if isinstance(which, str) else list(which)
     for name in names:
         if name not in made._splines:
             raise ValueError(f"no profile of {name!r}; there are: {', '.join(made._splines)}")

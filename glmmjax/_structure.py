@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import checked
+from ._arguments import checked, numeric
 from ._design import Design
 from ._errors import DataError
 from ._linalg import in_matrix
-from ._pyplot import pyplot
+from ._pyplot import given_axes, pyplot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +182,7 @@ def _to_bits(integer: int, m: int) -> np.ndarray:
     return np.unpackbits(data, count=m, bitorder="little").astype(bool)
 
 
+@checked(weights=numeric, theta=numeric)
 @dataclass(frozen=True, eq=False)
 class Structure:
     """Non-zeros of A = Lambda'Z'WZ Lambda + I and of its Cholesky factor; made by `structure`.
@@ -307,20 +308,20 @@ class Structure:
         Args:
             theta: (n_theta,) colours L in the chosen order by |value| at theta, as `L_at` gives it.
             ax: four matplotlib axes; None makes a figure.
-            weights: for `L_at`.
+            weights: for `L_at`, with theta.
 
         Returns:
             The matplotlib figure.
         """
+        if theta is None and weights is not None:
+            raise ValueError("weights belong to theta, by which L is coloured; give both or neither")
         plt = pyplot()
         from matplotlib.colors import PowerNorm
         from matplotlib.patches import Patch
 
         if ax is None:
             _, ax = plt.subplots(1, 4, figsize=(14, 4), layout="constrained")
-        axes = np.asarray(ax, object).reshape(-1)
-        if axes.size != 4:
-            raise ValueError(f"ax must hold four axes, one per panel; got {axes.size}")
+        axes = given_axes(ax, 4)
         step = -(-self.q // _CELLS)
         chosen, reverse, permuted = self._orders
         panels = [

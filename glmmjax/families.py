@@ -11,6 +11,7 @@ computed once per fit: the sum of both is normalised, so log-likelihoods are abs
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Mapping
 from copy import copy
@@ -455,7 +456,7 @@ class Gaussian(Family):
     links_offered: ClassVar[tuple[str, ...]] = ("identity",)
 
     def __post_init__(self) -> None:
-        if self.link not in ("identity", links.identity):
+        if self.link is not links.identity and not (isinstance(self.link, str) and self.link == "identity"):
             raise ValueError(
                 f"link {str(getattr(self.link, 'name', self.link))!r} is not available for the gaussian family, "
                 "which is fitted as a linear mixed model: use the identity link, or transform the response"
@@ -504,8 +505,8 @@ class NegativeBinomial(Family):
     links_offered: ClassVar[tuple[str, ...]] = ("log", "sqrt", "identity")
 
     def __init__(self, theta: float | None = None, link: str | Link = "log") -> None:
-        if theta is not None and not theta > 0.0:
-            raise ValueError(f"negative binomial theta must be > 0, got {theta!r}")
+        if theta is not None and not (isinstance(theta, float) and theta == math.inf):
+            arguments.number(theta, "theta", 0.0)
         object.__setattr__(self, "theta", None if theta is None else float(theta))
         object.__setattr__(self, "link", _offered(link, self))
 

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from ._arguments import checked, models_by_name, text
 from ._precision import x64
-from ._pyplot import pyplot
+from ._pyplot import given_axes, pyplot
 from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
 from .results import MixedModel, NotSupportedError
 
@@ -39,10 +40,7 @@ def _panels(ax: Any, count: int, panel: tuple[float, float], columns: int = 3) -
     """`count` axes: the user's, or those of a new figure with `panel` inches each."""
     plt = pyplot()
     if ax is not None:
-        axes = np.asarray(ax, object).reshape(-1)
-        if axes.size != count:
-            raise ValueError(f"ax must hold {count} axes, one per panel; got {axes.size}")
-        return axes
+        return given_axes(ax, count)
     columns = min(columns, count)
     rows = -(-count // columns)
     _, grid = plt.subplots(
@@ -61,8 +59,6 @@ def _label(panel: Any, x: str, y: str, title: str) -> None:
 
 
 def _normal_quantile(level: float) -> float:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must be between 0 and 1, got {level!r}")
     return NormalDist().inv_cdf(0.5 + 0.5 * level)
 
 
@@ -177,6 +173,7 @@ def _height(levels: int) -> float:
 
 
 # ---- residuals -------------------------------------------------------------------------------------
+@checked()
 def residuals_fitted(model: MixedModel, type: str = "pearson", n_labels: int = 3, ax: Any = None) -> Picture:
     """Residuals against fitted values (linear predictors of a generalised model), with a smooth curve.
 
@@ -205,6 +202,7 @@ def residuals_fitted(model: MixedModel, type: str = "pearson", n_labels: int = 3
     return panel.figure, data
 
 
+@checked()
 def scale_location(model: MixedModel, type: str = "pearson", n_labels: int = 3, ax: Any = None) -> Picture:
     """Square root of |residual| against fitted values: a trend in the smooth curve is a variance misjudged.
 
@@ -227,6 +225,7 @@ def scale_location(model: MixedModel, type: str = "pearson", n_labels: int = 3, 
     return panel.figure, data
 
 
+@checked()
 def residuals_by_group(
     model: MixedModel, group: Any = None, type: str = "pearson", max_levels: int = MAX_NAMED_LEVELS, ax: Any = None
 ) -> Picture:
@@ -278,6 +277,7 @@ def residuals_by_group(
     return panel.figure, data
 
 
+@checked()
 def residuals_qq(
     model: MixedModel, type: str | None = None, level: float = 0.95, n_labels: int = 3, seed: int = 0, ax: Any = None
 ) -> Picture:
@@ -298,7 +298,6 @@ def residuals_qq(
     """
     from scipy.special import betaincinv, ndtri
 
-    _normal_quantile(level)
     if type is None:
         type = "pearson" if model.is_linear else "response" if isinstance(model.family, Custom) else "quantile"
     if type == "quantile":
@@ -324,6 +323,7 @@ def residuals_qq(
     return panel.figure, data
 
 
+@checked()
 def diagnostics(model: MixedModel, type: str = "pearson", group: Any = None, ax: Any = None) -> Picture:
     """Four panels: `residuals_fitted`, `residuals_qq`, `scale_location` and `residuals_by_group`.
 
@@ -395,6 +395,7 @@ def _modes(model: MixedModel, groups: Iterable[tuple[str, list[int]]], level: fl
     return out
 
 
+@checked()
 def caterpillar(
     model: MixedModel, term: str | None = None, level: float = 0.95, sort: str | None = None, ax: Any = None
 ) -> Picture:
@@ -435,6 +436,7 @@ def caterpillar(
     return axes[0].figure, pd.concat(drawn, ignore_index=True)
 
 
+@checked()
 def ranef_qq(model: MixedModel, term: str | None = None, level: float = 0.95, ax: Any = None) -> Picture:
     """Conditional modes against normal quantiles, with their intervals and a least-squares line; a panel per column.
 
@@ -561,6 +563,7 @@ def _separate_fits(
     return b, known & done & (weakest(information) > 1e-5)
 
 
+@checked(group=text)
 def shrinkage(model: MixedModel, group: str | None = None, ax: Any = None) -> Picture:
     """What partial pooling does: per level, the estimate from its own rows alone and the conditional mode.
 
@@ -655,6 +658,7 @@ def _shrinkage_lines(panel: Any, table: pd.DataFrame, group: str, title: str, le
 
 
 # ---- coefficients ----------------------------------------------------------------------------------
+@checked(models=models_by_name)
 def coefficients(
     models: MixedModel | Mapping[str, MixedModel] | None = None,
     level: float = 0.95,
@@ -731,6 +735,7 @@ def _interval_table(label: str, given: pd.DataFrame, known: set[str], estimates:
 
 
 # ---- calibration -----------------------------------------------------------------------------------
+@checked()
 def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: Any = None) -> Picture:
     """Means of the response in bins of the fitted values, against the means fitted there.
 
@@ -744,8 +749,6 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
         Figure, and a row per bin: n (rows), weight (trials of the binomial), fitted, observed, lower, upper
         (what the model expects of `observed`; NaN for a family without variance function).
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins!r}")
     half = _normal_quantile(level)
     mu, _, variance, _ = model._moments
     y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
@@ -782,6 +785,7 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
     return panel.figure, data
 
 
+@checked()
 def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -> Picture:
     """Hanging rootogram of counts: bars of sqrt(observed) hang from the curve of sqrt(expected).
 
@@ -808,9 +812,7 @@ def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -
 
     distribution = count_distribution(model)
     y = np.rint(np.asarray(model._design.y)).astype(int)
-    top = int(y.max()) if max_count is None else int(max_count)
-    if top < 0:
-        raise ValueError(f"max_count must not be negative, got {max_count!r}")
+    top = int(y.max()) if max_count is None else max_count
     counts = np.arange(top + 1)
     expected = np.array([distribution.pmf(k).sum() for k in counts])
     observed = np.bincount(y[y <= top], minlength=top + 1)

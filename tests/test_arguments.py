@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ MEANT = {
     ("fit_many", "results", "name"),  # a path
     ("Link", "name", "name"),
     ("generalised.integrands", "z", "length"),  # points
+    *((f"Profile.{a}", b, kind) for a, b in (("zeta", "value"), ("value", "zeta")) for kind in ("length", "nan")),
 }
 
 
@@ -88,6 +92,10 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Control": (gj.Control, {}),
         "Link": (gj.Link, {"name": "mine", "inverse": jax.numpy.exp}),
         "Custom": (gj.families.Custom, {"logpdf": lambda y, eta, aux: y * eta - jax.numpy.exp(eta), "link": "log"}),
+        "Binomial": (gj.families.Binomial, {}),
+        "Poisson": (gj.families.Poisson, {}),
+        "Gaussian": (gj.families.Gaussian, {}),
+        "NegativeBinomial": (gj.families.NegativeBinomial, {}),
         "families.get": (gj.families.get, {"family": "poisson"}),
         "links.get": (gj.links.get, {"link": "log"}),
         "datasets.load": (gj.datasets.load, {"name": "cbpp"}),
@@ -110,18 +118,43 @@ def functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 if prefix == "linear" or name in ("residuals", "vcov", "predict", "integrands", "quadrature_error"):
                     if name not in ("integrands", "quadrature_error", "plot_integrands") or prefix == "generalised":
                         out[f"{prefix}.{name}"] = getattr(model, name), dict(needed.get(name, {}))
-    result_methods = {
-        "Bootstrap.confint": m.bootstrap(3).confint,
-        "MarginalMeans.pairs": g.marginal_means("period").pairs,
-        "DevianceFunction.pack": deviance.pack,
-        "DevianceFunction.unpack": deviance.unpack,
-        "DevianceFunction.gradient": deviance.gradient,
-    }
+    for name in PICTURES:
+        out[name] = getattr(gj.plots, name), {"models" if name == "coefficients" else "model": g}
+    out["rootogram"] = gj.plots.rootogram, {"model": counts()}
+    several = gj.fit_many(SLEEP, sleep, y=sleep[["Reaction"]].to_numpy())
+    results: list[Any] = [m.bootstrap(3), g.marginal_means("period"), deviance, several, m.profile("sigma")]
+    results += [gj.lm_list("Reaction ~ Days | Subject", sleep), m.influence("Subject"), gj.structure(m)]
     x = {"x": deviance.start}
-    first = {"pack": {"theta": g.theta, "beta": g.beta}, "unpack": x, "gradient": x}
-    for name, method in result_methods.items():
-        out[name] = method, first.get(name.rpartition(".")[2], {})
+    first = {
+        "DevianceFunction.pack": {"theta": g.theta, "beta": g.beta},
+        **dict.fromkeys((f"DevianceFunction.{n}" for n in ("unpack", "gradient", "value_and_grad", "hessian")), x),
+        "Profile.zeta": {"name": "sigma", "value": 30.0},
+        "Profile.value": {"name": "sigma", "zeta": 0.0},
+        "ManyFits.fit": {"name": several.names[0]},
+        "Structure.L_at": {"theta": m.theta},
+    }
+    for result in results:
+        for name in methods(type(result)):
+            out[name] = getattr(result, name.rpartition(".")[2]), first.get(name, {})
     return out
+
+
+#: functions of gj.plots
+PICTURES = [name for name, f in vars(gj.plots).items() if inspect.isfunction(f) and f.__module__ == "glmmjax.plots"]
+PICTURES = [name for name in PICTURES if not name.startswith("_")]
+
+
+@cache
+def counts() -> gj.MixedModel:
+    cbpp = load_data("cbpp")
+    return gj.glmer("incidence ~ period + (1 | herd)", cbpp, "poisson")
+
+
+def methods(kind: type) -> list[str]:
+    """Public methods of a class of the package that take arguments, as Class.method."""
+    own = {n: f for k in kind.__mro__ if k.__module__.startswith("glmmjax") for n, f in vars(k).items()}
+    found = [n for n, f in own.items() if inspect.isfunction(f) and not n.startswith("_")]
+    return [f"{kind.__name__}.{n}" for n in found if len(inspect.signature(own[n]).parameters) > 1]
 
 
 def cases() -> Iterator[tuple[str, str, str]]:
@@ -164,7 +197,8 @@ SAID = {
     "newresp": ("response",), "data": ("column",), "newdata": ("column", "data"), "y": ("response",),
     "formula": ("'~'",), "change": ("'~'",), "models": ("fitted models",), "rhs": ("hypothes",), "x": ("point",),
     "L": ("hypothes", "fixed effect"),
-    "at": ("point",), "model_or_design": ("model",), "start": ("point",), "names": ("'~'",),
+    "at": ("point",), "model_or_design": ("model",), "start": ("point",), "names": ("'~'",), "name": ("dataset",),
+    "theta": ("covariance parameters",),
 }  # fmt: skip
 
 
@@ -188,8 +222,43 @@ def test_the_table_has_every_public_function() -> None:
         *("ModelSetup", "DevianceFunction", "Estimates", "DesignFit", "ManyFits", "ExactTest", "Structure", "Design"),
         *("Unstructured", "Diagonal", "MixedModel", "FormulaError", "DataError", "ConvergenceWarning"),
     }
-    methods = {name for name, m in vars(gj.MixedModel).items() if inspect.isfunction(m) and not name.startswith("_")}
-    assert methods <= there | {"plot_integrands"}
+    assert {name.rpartition(".")[2] for name in methods(gj.MixedModel)} <= there | {"plot_integrands"}
+    assert set(PICTURES) <= there
+
+
+#: Classes that are met in results but are not for users' calls, and those whose methods are the arithmetic of traced
+#: code, on arrays of any shape.
+INNER = {"ModelData", "Problem", "Basis", "Scaling", "Separation"}
+ARITHMETIC = {"Family", "Link", "Unstructured", "Diagonal"}
+
+
+def test_the_table_has_every_method_of_results() -> None:
+    """Those of all classes that annotations of public functions, methods, properties and fields lead to."""
+    classes: dict[str, type] = {}
+    for module in pkgutil.iter_modules(gj.__path__, "glmmjax."):
+        for name, kind in vars(importlib.import_module(module.name)).items():
+            if inspect.isclass(kind) and kind.__module__ == module.name and not name.startswith("_"):
+                classes.setdefault(name, kind)
+    left = [kind.__name__ if inspect.isclass(kind) else returned(kind) for kind in map(gj.__getattr__, gj.__all__)]
+    left += map(returned, (getattr(gj.plots, name) for name in PICTURES))
+    met: set[str] = set()
+    while left:
+        for name in set(re.findall(r"\w+", left.pop())) & classes.keys() - met - INNER - ARITHMETIC:
+            met.add(name)
+            for part in classes[name].__mro__:
+                if part.__module__.startswith("glmmjax"):
+                    left += [returned(f) for n, f in vars(part).items() if not n.startswith("_")]
+                    left += [str(t) for n, t in vars(part).get("__annotations__", {}).items() if not n.startswith("_")]
+    assert {"Bootstrap", "Profile", "Influence", "ManyFits", "LmList", "AnovaTable", "VarCorr", "Pooled"} <= met
+    there = functions()
+    found = [name for kind in met - {"MixedModel", "Formula"} for name in methods(classes[kind])]
+    assert not [name for name in found if name not in there]
+
+
+def returned(member: Any) -> str:
+    """The annotation of what a function or property returns."""
+    f = member.fget if isinstance(member, property) else getattr(member, "func", member)
+    return str(getattr(f, "__annotations__", {}).get("return", ""))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -170,3 +171,18 @@ def test_refusals() -> None:
         sleep().bootstrap(2).confint(kind="bca")
     with pytest.raises(ValueError, match="a statistic is of a model with the fit's rows"):
         sleep().bootstrap(2, kind="groups", statistic=lambda q: q.sigma)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_variance_of_0_has_no_correlation(batched: bool) -> None:
+    """As in a fit of each response: sd 0 and correlation NaN, as lme4 shows, not what noise makes of them."""
+    r = np.random.default_rng(1)
+    g, x = np.repeat(np.arange(10), 8), r.normal(size=80)
+    data = pd.DataFrame({"g": g, "x": x, "y": r.normal(size=80) + 0.2 * r.normal(size=10)[g]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        m = gj.lmer("y ~ x + (x | g)", data)
+        each = m.refit_many(m.simulate(12, seed=3))
+    got = m.bootstrap(12, seed=3, batched=batched).frame
+    assert each["cor_x.(Intercept)|g"].isna().sum() == 1
+    np.testing.assert_allclose(got, each[list(got.columns)], atol=1e-4, equal_nan=True)

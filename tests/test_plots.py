@@ -369,7 +369,7 @@ def test_observed_fitted_of_proportions():
     assert_close(data["fitted"], sums["expected"] / sums["size"], rtol=1e-12)
     assert_close(data["upper"] - data["fitted"], 1.959964 * np.sqrt(sums["v"]) / sums["size"], rtol=1e-6)
     assert texts(figure.axes[0]) == ["14"] * 4
-    with pytest.raises(ValueError, match="bins must be at least 1"):
+    with pytest.raises(ValueError, match="bins must be a positive integer"):
         plots.observed_fitted(cbpp(), bins=0)
 
 

@@ -309,7 +309,7 @@ def test_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_structure, "_CELLS", 8)
     assert s.plot(theta=[1.2, 2.1], ax=axes) is own
     assert axes[0, 0].images[0].get_array().shape == (8, 8, 3)
-    with pytest.raises(ValueError, match="four axes, one per panel; got 1"):
+    with pytest.raises(ValueError, match="4 axes, one per panel; got 1"):
         s.plot(ax=axes[0, 0])
     monkeypatch.setattr(_structure, "MAX_PERMUTED_ROWS", 29)
     left_out = structure(s._design).plot()
