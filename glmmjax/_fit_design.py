@@ -161,7 +161,9 @@ def fit_design(
         `DesignFit`. Nothing is raised where a search fails: the status says so, and the estimates are what was found.
         theta at an exact 0 (a singular fit) has derivative 0: the deviance is even in each column of the factor.
         Parameters do not move along directions that the data do not determine. theta is differentiated with its signs
-        held.
+        held. There is one search from one start, and no row is left out: where `glmer` finds that the response is
+        separated (an infinite variance in vcov tells), coefficients are here where the deviance is flat, with status
+        0; and where effects that cancel have two optima, the search may end at the one that `lmer` leaves.
 
     Raises:
         TypeError: not a design. DataError: a response that the family cannot have, missing or infinite values, shapes

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from . import _optimise as opt
 from ._basis import APART, Basis
 from ._design import Design, Term
 from ._fit import block_diagonal
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Most points evaluated by one call of the compiled program; others wait for the next.
 LANES = 16
+#: Most that a step along a direction of `root` moves a linear predictor, where the response is separated.
+FARTHEST = 10.0
 #: Rows times points of one call, quadrature nodes counted: some 300 bytes each.
 MAX_VALUES = 1_000_000
 
@@ -209,6 +212,12 @@ class Likelihood:
         basis, A = problem.scaling.basis, np.asarray(self._data[1]) if self.layout.linear else problem.scaling.A
         if not basis.diagonal or (np.abs(np.diag(A)) < APART * np.linalg.norm(A, axis=0)).any():
             self.root = self._internal_root(basis, A, e.hessian)
+        if (
+            e.separation is not None
+        ):  # flat directions are long, but where rows are far out no further than they stay so
+            own = self.root[:, self.n_theta : self.n_theta + self.p]
+            moves = np.abs(np.asarray(model._design.X) @ own[self.n_theta : self.n_theta + self.p]).max(axis=0)
+            own /= np.maximum(1.0, moves / FARTHEST)
         self.evaluations = 0
         values = model.nobs if model.nAGQ <= 1 else max(model.nobs, CHUNK)
         self._lanes = max(1, min(LANES, MAX_VALUES // values))
@@ -242,15 +251,29 @@ class Likelihood:
 
     def hessian(self, x: np.ndarray, root: np.ndarray | None = None, h: float = 1e-3) -> np.ndarray:
         """(L, P, P) Hessians at x (L, P), by central differences of exact gradients along the columns of `root`, and in
-        its coordinates; without one, along `self.root`."""
+        its coordinates; without one, along `self.root`. Steps are shorter where the curvature changes within them, as
+        in a fit."""
         L, P = x.shape
         columns = self.root if root is None else root
-        steps = h * columns.T  # (P, P): one step a row
-        points = np.concatenate([x[:, None] + steps, x[:, None] - steps], axis=1).reshape(-1, P)
-        g = self(points)[1].reshape(L, 2, P, P)
-        H = (g[:, 0] - g[:, 1]) @ columns / (2.0 * h)
-        H = 0.5 * (H + H.swapaxes(1, 2))
-        return np.asarray(H)
+        H, spacing, open_ = np.empty((L, P, P)), np.full((L, P), h), np.arange(L)
+        at = self(x)[1] @ columns
+        for _ in range(opt.SHORTENINGS + 1):
+            steps = spacing[open_, :, None] * columns.T  # (L, P, P): one step a row
+            here = x[open_, None]
+            points = np.concatenate([here + steps, here - steps], axis=1).reshape(-1, P)
+            g = (self(points)[1] @ columns).reshape(-1, 2, P, P)
+            found = (g[:, 0] - g[:, 1]) / (2.0 * spacing[open_, :, None])
+            H[open_] = 0.5 * (found + found.swapaxes(1, 2))
+            factors = np.ones((L, P))
+            for lane, (after, before) in zip(open_, g, strict=True):
+                relative = h / spacing[lane]
+                change = opt.change_of_curvature(after, at[lane], before, H[lane], spacing[lane], relative)
+                factors[lane] = opt.shortening(change)
+            spacing *= factors
+            open_ = np.flatnonzero((factors < 1.0).any(axis=1))
+            if not open_.size:
+                break
+        return H
 
     def without(self, codes: np.ndarray, m: int) -> np.ndarray:
         """(m, P) gradients at the estimates of the deviance without the rows of each of m clusters."""

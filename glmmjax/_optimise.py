@@ -45,6 +45,8 @@ DIFFERENCE_STEP = 1e-3
 #: part of the curvature that may change within half a difference, about 1 in 1,000 of it for most; the error of the
 #: whole one is of the order of its square. Beyond, shorter steps are taken, down to the second factor.
 CHANGE, SHORTEST = 1e-2, 1e-3
+#: times that they are shortened
+SHORTENINGS = 2
 #: curvature, in units of 1 / SE^2, below which a direction is noise and its change says nothing
 NOISE = 1e-3
 #: relative rounding error granted to the deviance
@@ -305,9 +307,12 @@ def _judge(s: State, limits: Limits) -> State:
     """The Hessian is complete: done, or again with shorter steps, or one more Newton step."""
     H = (s.gradients[0::2] - s.gradients[1::2]) / (2.0 * s.spacing[:, None])
     H = 0.5 * (H + H.T)
-    change = _change(s, H)
-    again = (change > CHANGE).any() & (s.shorter < 2)
-    shortened = s.spacing * jnp.where(change > CHANGE, jnp.clip(0.1 * CHANGE / change, SHORTEST, 1.0), 1.0)
+    change = jnp.zeros_like(s.x)  # in single precision it is rounding
+    if s.x.dtype != jnp.float32:
+        relative = DIFFERENCE_STEP / s.spacing
+        change = change_of_curvature(s.gradients[0::2], s.g, s.gradients[1::2], H, s.spacing, relative)
+    again = (change > CHANGE).any() & (s.shorter < SHORTENINGS)
+    shortened = s.spacing * shortening(change)
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 1e-300))
     units = scale[:, None] * scale[None, :]
     inverse = one_inverse(H / units)[0] / units
@@ -338,16 +343,24 @@ def _judge(s: State, limits: Limits) -> State:
     )
 
 
-def _change(s: State, H: Array) -> Array:
+def change_of_curvature(after: Any, at: Any, before: Any, H: Any, spacing: Any, relative: Any) -> Any:
     """(P,) change of the curvature from one half of each central difference to the other, as a part of it.
 
-    Zero in single precision, where it is rounding.
+    Args:
+        after, before: (P, P) gradients at x +- spacing, a row for each coordinate. at: (P,) that at x. H: (P, P) their
+            differences. spacing: (P,). relative: (P,) `DIFFERENCE_STEP` of a standard error over spacing, in what are
+            the coordinates' units.
     """
-    if s.x.dtype == jnp.float32:
-        return jnp.zeros_like(s.x)
-    bend = (s.gradients[0::2] - 2.0 * s.g + s.gradients[1::2]) / s.spacing[:, None]
-    size = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 2.0 * NOISE * (DIFFERENCE_STEP / s.spacing) ** 2))
-    return (jnp.abs(bend) / (2.0 * size[:, None] * size)).max(axis=1)
+    lib = jnp if isinstance(H, Array) else np
+    bend = (after - 2.0 * at + before) / spacing[:, None]
+    size = lib.sqrt(lib.maximum(lib.abs(lib.diagonal(H)), 2.0 * NOISE * relative**2))
+    return (lib.abs(bend) / (2.0 * size[:, None] * size)).max(axis=1)
+
+
+def shortening(change: Any) -> Any:
+    """(P,) factors of the differences' steps after a change of the curvature within them, 1 where it is small."""
+    lib = jnp if isinstance(change, Array) else np
+    return lib.where(change > CHANGE, lib.clip(0.1 * CHANGE / lib.maximum(change, CHANGE), SHORTEST, 1.0), 1.0)
 
 
 def minimise(

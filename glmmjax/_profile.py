@@ -16,7 +16,7 @@ section 5.1 (signed root, scales of the random effects); Venzon & Moolgavkar 198
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,11 @@ from jax import Array
 
 from ._arguments import array, checked, text, texts
 from ._design import Term
+from ._fit import estimate
+from ._fit_glmm import GeneralisedProblem
 from ._likelihood import LANES, Layout, Likelihood, Point
 from ._precision import persistent_cache, x64
+from ._separation import TOUCHES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +51,8 @@ TOLERANCE = 1e-9
 LONGEST = 1.5
 #: Values of g at which the rest of a path to a boundary is computed, as parts of the way.
 TO_BOUNDARY = (0.25, 0.5, 0.75, 0.9, 1.0)
+#: A rise of the deviance that is as good as any larger one, or one without end.
+FAR_ABOVE = 1e6
 
 
 def _same(value: Any) -> Any:
@@ -327,8 +332,8 @@ class Profile:
     def confint(self, level: float = 0.95) -> pd.DataFrame:
         """Profile intervals by quantity, columns as R's; at an end the deviance has risen by chi2_1's quantile.
 
-        An end that the deviance does not exclude is the boundary (a standard deviation of 0, a correlation of +-1), or
-        NaN where the path could not be followed.
+        An end that the deviance does not exclude is the boundary (a standard deviation of 0, a correlation of +-1),
+        infinite for a coefficient that runs off (`MixedModel.separated`), or NaN where the path could not be followed.
         """
         t = NormalDist().inv_cdf(0.5 + 0.5 * level)
         if t > self.limit + 1e-9:
@@ -523,6 +528,44 @@ def _collect(
     return Profile(frame, names, estimates, limit, tracer.likelihood.evaluations, tracer, points, boundary)
 
 
+def _ends_of_run_off(model: MixedModel, j: int, t: float) -> list[float]:
+    """Where the deviance of a separated response has risen by t^2 above its limit, by fits with coefficient j held.
+
+    The way on which the limit is approached is open. On the other the coefficient is bounded by what the separated rows
+    say, or not at all, if other coefficients can run off in its place.
+    """
+    from scipy.optimize import brentq
+
+    e, problem = model._estimates, model._problem
+    assert isinstance(problem, GeneralisedProblem) and e.separation is not None
+    design, x = model._design, np.asarray(model._design.X)[:, j]
+    changes: dict[str, Any] = {"X": np.delete(np.asarray(design.X), j, axis=1)}
+    rest = GeneralisedProblem(replace(design, **changes), problem.family, problem.nAGQ, problem.hessian)
+    start = {"theta": e.theta, "phi": e.phi}
+    spent: dict[float, float] = {}
+
+    def above(value: float) -> float:
+        if value not in spent:
+            held = estimate(rest.with_rows("offset", np.asarray(design.offset) + value * x), start)
+            rise = held.objective - e.objective - t**2
+            spent[value] = rise if np.isfinite(rise) else FAR_ABOVE
+        return min(spent[value], FAR_ABOVE)
+
+    towards, unit, centre = np.linalg.solve(e.separation.A, e.separation.direction), 1.0 / np.abs(x).max(), e.beta[j]
+    out = []
+    with persistent_cache(), x64():
+        for side in (-1.0, 1.0):
+            near, way = centre, unit
+            if side * towards[j] <= TOUCHES * np.abs(towards).max():
+                while way < 4.0 * abs(centre) + 1e3 * unit and above(centre + side * way) < 0.0:
+                    near, way = centre + side * way, 2.0 * way
+                if above(centre + side * way) >= 0.0:
+                    out.append(float(brentq(above, near, centre + side * way, xtol=1e-9 * unit, rtol=1e-9)))
+                    continue
+            out.append(side * np.inf)
+    return out
+
+
 def _ends(made: Profile, t: float, level: float) -> pd.DataFrame:
     """Both ends of all intervals: from the nearest points of the profile, solved for exactly."""
     tracer = made._tracer
@@ -543,6 +586,10 @@ def _ends(made: Profile, t: float, level: float) -> pd.DataFrame:
             starts.append(z[a] + part * (z[j] - z[a]))
             which.append(i)
             keys.append((name, s))
+    for i, name in enumerate(made.names):
+        g, model = tracer.focals[i].g, tracer.likelihood.model
+        if isinstance(g, _Beta) and model._data.x_names[g.j] in model.separated:
+            out[name] = _ends_of_run_off(model, g.j, t)
     if starts:
         index = np.array(which)
         z, good, _ = tracer.solve(np.stack(starts), index, np.full(index.size, t))

@@ -603,6 +603,8 @@ class MixedModel:
         choice(kind, "kind", ("percentile", "basic", "normal"))
         half_width = NormalDist().inv_cdf(0.5 + 0.5 * level)
         chosen = method.lower()
+        if profile is not None and chosen != "profile":
+            raise ValueError(f"a profile is used with method='profile', not {method!r}")
         if chosen == "profile":
             made = self.profile(limit=max(half_width, 2.0)) if profile is None else profile
             return made.confint(level)

@@ -59,6 +59,25 @@ def test_points_of_lme4(name: str) -> None:
         assert_close(back, focal[inside], rtol=2e-2, atol=2e-3, what=parameter)
 
 
+def test_curvature_that_changes_within_a_step() -> None:
+    """log(1 + (x / w)^2) + (x + z)^2 at x = w / 3, for widths from a thousand steps to four."""
+    likelihood = object.__new__(Likelihood)
+    likelihood.root = np.eye(2)
+    for width in (1.0, 1e-2, 4e-3):
+
+        def evaluate(x: np.ndarray, w: float = width) -> tuple[np.ndarray, np.ndarray]:
+            both = 2.0 * x.sum(axis=1)
+            return both, np.stack([2.0 * x[:, 0] / (w**2 + x[:, 0] ** 2) + both, both], axis=1)
+
+        kind = type("Made", (Likelihood,), {"__call__": lambda self, x: evaluate(x)})  # noqa: B023
+        likelihood.__class__ = kind
+        at = width / 3.0
+        second = 2.0 * (width**2 - at**2) / (width**2 + at**2) ** 2
+        expected = np.array([[second + 2.0, 2.0], [2.0, 2.0]])
+        for x in (np.array([[at, 0.0]]), np.array([[at, 0.0], [50.0, 1.0], [-at, 3.0]])):
+            assert_close(likelihood.hessian(x)[0], expected, rtol=2e-5, what=str(width))
+
+
 def constrained(model: gj.MixedModel, fixed: int, value: float) -> float:
     """The lowest deviance with parameter number `fixed` of (theta, beta, log sigma) held, by L-BFGS-B in SciPy."""
     likelihood = Likelihood(model)

@@ -151,3 +151,29 @@ def test_years_are_not_separated() -> None:
     d["b"], d["x"] = rng.integers(0, 2, 240), 2010 + rng.integers(0, 10, 240)
     model, said = quiet(F, d)
     assert model.separated == [] and not any("separated" in text for text in said)
+
+
+def test_profile_intervals_are_open_where_coefficients_run_off() -> None:
+    """The other end by fits with the coefficient held in the offset; all else as in the fit without these rows."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(9), 10), "t": np.tile(["A", "B", "C"], 30), "x": rng.normal(size=90)})
+    data["y"] = np.where(data["t"] == "C", 1, rng.binomial(1, 0.5, 90))
+    data["k"] = np.where(data["t"] == "C", 0, rng.poisson(2.0, 90))
+    rest = data["t"] != "C"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        m = gj.glmer("y ~ t + (1 | g)", data)
+        ends = m.profile("beta_").confint()
+        assert ends.loc["tC"].iloc[1] == np.inf
+        held = gj.glmer("y ~ I(t == 'B') + (1 | g)", data, offset=ends.loc["tC"].iloc[0] * (data["t"] == "C"))
+        assert_close(held.objective - m.objective, 3.841458820694, atol=1e-5)
+
+        m = gj.glmer("k ~ t * x + (1 | g)", data, "poisson")  # a level of zero counts, with a slope of its own
+        ends = m.profile("beta_").confint()
+        without = gj.glmer("k ~ t * x + (1 | g)", data[rest], "poisson").profile("beta_").confint()
+        assert_close(ends.loc[without.index], without, atol=1e-5)
+        assert ends.loc["tC:x"].tolist() == [-np.inf, np.inf]  # a slope of either sign may go with counts of 0
+        low, high = ends.loc["tC"]
+        held = gj.glmer("k ~ t * x - t + I(t == 'B') + (1 | g)", data, "poisson", offset=high * (data["t"] == "C"))
+        assert low == -np.inf
+        assert_close(held.objective - m.objective, 3.841458820694, atol=1e-5)
