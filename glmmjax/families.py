@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +65,24 @@ def log_of(phi: np.ndarray) -> np.ndarray:
     return np.minimum(np.log(phi), LOG_PHI_MAX)
 
 
-@jax.custom_jvp
-def _log1p_less(x: Array) -> Array:
-    """log(1 + x) - x to rounding, for x > -1."""
-    near = jnp.abs(x) < 0.1
-    small, large = jnp.where(near, x, 0.0), jnp.where(near, 1.0, x)
-    r = small / (2.0 + small)  # log(1 + x) = 2 artanh r
+_NEAR = 0.1
+
+
+def _less_by_series(x: Array) -> Array:
+    """log(1 + x) - x for |x| < _NEAR."""
+    r = x / (2.0 + x)  # log(1 + x) = 2 artanh r
     q, series = r * r, jnp.zeros_like(r)
     for n in (13, 11, 9, 7, 5, 3):
         series = (series + 2.0 / n) * q
-    return jnp.where(near, r * (series - small), jnp.log1p(large) - large)
+    return r * (series - x)
+
+
+@jax.custom_jvp
+def _log1p_less(x: Array) -> Array:
+    """log(1 + x) - x to rounding, for x > -1."""
+    near = jnp.abs(x) < _NEAR
+    small, large = jnp.where(near, x, 0.0), jnp.where(near, 1.0, x)
+    return jnp.where(near, _less_by_series(small), jnp.log(1.0 + large) - large)
 
 
 @_log1p_less.defjvp
@@ -488,6 +496,42 @@ class Gaussian(Family):
         return np.asarray(eta + sigma / np.sqrt(weights)[:, None] * rng.standard_normal(eta.shape))
 
 
+class _Saturation(NamedTuple):
+    """What a negative binomial is made of, with m = mu / phi; all of it from one exponential and one logarithm.
+
+    No derivative of these is a difference of large numbers as phi goes to infinity.
+    """
+
+    softplus: Array  # log(1 + m)
+    logistic: Array  # m / (1 + m)
+    part: Array  # phi log(1 + m), which tends to mu
+    mean: Array  # mu / (1 + m)
+    gap: Array  # log(1 + m) - m / (1 + m)
+
+
+@jax.custom_jvp
+def _saturation(log_mu: Array, phi: Array) -> _Saturation:
+    """log_mu (n,), phi > 0 a scalar."""
+    t = log_mu - jnp.log(phi)
+    e, low = jnp.exp(-jnp.abs(t)), t < 0.0
+    less, whole, p = _less_by_series(e), jnp.log(1.0 + e), jnp.where(low, e, 1.0) / (1.0 + e)
+    near = e < _NEAR
+    s = jnp.where(low, 0.0, t) + jnp.where(near, e + less, whole)
+    gap = jnp.where(low & near, less + e * p, s - p)
+    return _Saturation(s, p, phi * s, phi * p, gap)
+
+
+@_saturation.defjvp
+def _saturation_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[_Saturation, _Saturation]:
+    (log_mu, phi), (d_log_mu, d_phi) = primals, tangents
+    x = _saturation(log_mu, phi)
+    p, q, dt = x.logistic, 1.0 - x.logistic, d_log_mu - d_phi / phi
+    pp = p * p
+    return x, _Saturation(
+        p * dt, p * q * dt, x.mean * d_log_mu + x.gap * d_phi, x.mean * q * d_log_mu + pp * d_phi, pp * dt
+    )
+
+
 @dataclass(frozen=True)
 class NegativeBinomial(Family):
     """NB2 counts, Var = mu + mu^2 / phi; glmmTMB's nbinom2, MASS's negative.binomial(theta) with theta = phi.
@@ -526,13 +570,8 @@ class NegativeBinomial(Family):
     def kernel(self, y: Array, eta: Array, weights: Array, phi: Array) -> Array:
         log_mu, shape = self.link.log_mu(eta), self._finite_shape(phi, eta)
         # y log(mu / (1 + mu / phi)) - phi log(1 + mu / phi): the Poisson kernel and what vanishes with mu / phi
-        t = log_mu - jnp.log(shape)
-        near = t < 0.0
-        mu = jnp.exp(jnp.where(near, log_mu, 0.0))
-        m = jnp.where(near, mu / shape, 0.0)
-        less, far = _log1p_less(m), links.softplus(jnp.where(near, 0.0, t))
-        value = _product(y, log_mu) - y * jnp.where(near, m + less, far)
-        value = value - jnp.where(near, mu + shape * less, shape * far)
+        x = _saturation(log_mu, shape)
+        value = _product(y, log_mu) - y * x.softplus - x.part
         if self.theta is None:
             value = value + log_rising(y, shape)
         return weights * value
@@ -545,10 +584,7 @@ class NegativeBinomial(Family):
 
     def expected_information(self, eta: Array, weights: Array, phi: Array) -> Array:
         if self.link is links.log:
-            shape = self._finite_shape(phi, eta)
-            t = eta - jnp.log(shape)  # mu / (1 + mu / phi), which cannot overflow
-            small = jnp.exp(jnp.where(t < 0.0, eta, 0.0))
-            return weights * jnp.where(t < 0.0, small / (1.0 + small / shape), shape * links.logistic(t))
+            return weights * _saturation(eta, self._finite_shape(phi, eta)).mean
         mu, slope = jax.jvp(self.link.inverse, (eta,), (jnp.ones_like(eta),))
         return weights * (slope / mu) * slope / (1.0 + mu / self.shape(phi))
 
