@@ -442,29 +442,38 @@ def _checked(
     function: Callable[..., Any], skip: Sequence[str], rules: Mapping[str, Callable[[Any, str], Any]], traceable: bool
 ) -> Callable[..., Any]:
     every = {**RULES, **rules}
-    signature: inspect.Signature | None = None
+    where = function.__name__
+    #: rule of each argument and whether None passes; names by position; the names of *args and **kwargs
+    read: tuple[dict[str, tuple[Any, bool]], list[str], str, str] | None = None
+
+    def signature() -> tuple[dict[str, tuple[Any, bool]], list[str], str, str]:
+        parameters = inspect.signature(function).parameters.values()
+        known = {p.name: (None if p.name in skip else every.get(p.name), p.default is None) for p in parameters}
+        places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        several = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+        named = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+        return known, places, "".join(several), "".join(named)
 
     @functools.wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        nonlocal signature
-        if signature is None:
-            signature = inspect.signature(function)
-        known = signature.parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        nonlocal read
+        read = read or signature()
+        known, places, several, named = read
         for name in kwargs:
-            if name not in known and not open_ended:
-                raise unknown_argument(name, [p for p in known if p != "self"], function.__name__)
-        given = signature.bind(*args, **kwargs).arguments  # TypeError, naming what is missing
-        for name, value in given.items():
+            if name not in known and not named:
+                raise unknown_argument(name, [p for p in known if p != "self"], where)
+        given = [
+            *zip(places, args, strict=False),
+            *((several, value) for value in args[len(places) :]),
+            *kwargs.items(),
+        ]
+        for name, value in given:
             if not traceable:
-                _refuse_traced(value, name, function.__name__)
-            rule = every.get(name)
-            parameter = known[name]
-            if rule is None or name in skip or (value is None and parameter.default is None):
-                continue
-            for one in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
-                rule(one, name)
-        return function(*args, **kwargs)
+                _refuse_traced(value, name, where)
+            rule, optional = known.get(name, (None, True))
+            if rule is not None and not (value is None and optional):
+                rule(value, name)
+        return function(*args, **kwargs)  # which says what is missing, or there twice
 
     return inside
 

@@ -84,10 +84,12 @@ def to_inner(L: Sequence[Any], terms: Sequence[Term]) -> Any:
 def inverse_of_lower(L: np.ndarray) -> np.ndarray:
     """Inverse of lower triangular matrices (..., k, k), itself exactly one: a general inverse pivots."""
     k = L.shape[-1]
-    out = np.zeros_like(L)
+    if k == 1:
+        return np.asarray(1.0 / L)
+    out, eye = np.zeros_like(L), np.eye(k)
     for i in range(k):
         known = (L[..., i, None, :i] @ out[..., :i, :])[..., 0, :]
-        out[..., i, :] = (np.eye(k)[i] - known) / L[..., i, i, None]
+        out[..., i, :] = (eye[i] - known) / L[..., i, i, None]
     return out
 
 

@@ -344,13 +344,15 @@ def _from_categorical(array: pd.Categorical, name: str) -> Factor:
     kind = categories.dtype.kind
     if kind in "Mm" or isinstance(categories.dtype, pd.PeriodDtype):
         _reject_time(name)
-    if kind == "O" and any(isinstance(c, _TIMES) for c in categories):
+    values = categories.tolist()
+    types = set(map(type, values)) if kind == "O" else set()
+    if any(issubclass(t, _TIMES) for t in types):
         _reject_time(name)
-    if kind == "c" or (kind == "O" and any(isinstance(c, (bytes, tuple, complex)) for c in categories)):
+    if kind == "c" or any(issubclass(t, (bytes, tuple, complex)) for t in types):
         _refuse(name, "categories that are neither numbers nor text")
     if kind == "f":
         check_ids(categories.to_numpy(), f"column '{name}'")
-    levels = tuple(map(label_of, categories.tolist()))
+    levels = tuple(map(label_of, values))
     if kind in "Of" and len(set(levels)) < len(levels):
         raise DataError(f"two categories of '{name}' have the same label; rename them")
     logical = kind == "b" and levels == ("FALSE", "TRUE")

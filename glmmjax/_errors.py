@@ -16,7 +16,7 @@ class DataError(ValueError):
 
 def check_scale(values: np.ndarray, what: str) -> None:
     """Raise `DataError` for a column of (n,) or (n, k) whose squares would over- or underflow."""
-    if not values.size or values.dtype.kind not in "fiu":
+    if not values.size or values.dtype.kind != "f":  # integers end at 2^64
         return
     sizes = np.atleast_1d(np.maximum(values.max(axis=0), -values.min(axis=0)))
     bad = (sizes > LARGEST) | ((sizes < SMALLEST) & (sizes > 0.0))

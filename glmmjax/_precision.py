@@ -30,6 +30,12 @@ _OURS: dict[str, Any] = {
     "transfer_guard": "allow",
 }
 _GUARDS = ("transfer_guard_host_to_device", "transfer_guard_device_to_device", "transfer_guard_device_to_host")
+#: JAX's setting, the name of its context, and the value that it has to have
+_LOOKED_AT = [
+    (f"jax_{setting}", name, wanted)
+    for name, wanted in _OURS.items()
+    for setting in (_GUARDS if name == "transfer_guard" else (name,))
+]
 
 
 def x64(on: bool = True) -> Any:
@@ -65,13 +71,12 @@ def own_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _other_settings() -> list[Any]:
     """Contexts for the settings that are not as they have to be; none where the user left them alone."""
-    out = []
-    for name, wanted in _OURS.items():
-        names = _GUARDS if name == "transfer_guard" else (name,)
-        now = [getattr(jax.config, f"jax_{n}", wanted) for n in names]
-        if any(value != wanted and value is not None for value in now) and hasattr(jax, name):
-            out.append(getattr(jax, name)(wanted))
-    return out
+    off = {
+        name: wanted
+        for setting, name, wanted in _LOOKED_AT
+        if (value := getattr(jax.config, setting, wanted)) != wanted and value is not None
+    }
+    return [getattr(jax, name)(wanted) for name, wanted in off.items() if hasattr(jax, name)] if off else []
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ data (thesis, Oxford); Correia, Guimaraes & Zylkin 2019, arXiv:1903.01633 (count
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -151,14 +152,15 @@ class Separation:
 
 
 def find(
-    X: np.ndarray, ends: np.ndarray, there: np.ndarray, A: np.ndarray, near: np.ndarray | None = None
+    X: np.ndarray, ends: np.ndarray, there: np.ndarray, A: np.ndarray, near: Callable[[], np.ndarray] | None = None
 ) -> Separation | None:
     """The separated rows of a design; None if there are none.
 
     Args:
         X: (n, p) in the user's units. ends: (n,) as `Family.ends`. there: (n,) which rows count.
         A: (p, p) with X = Xs A, the columns of Xs about orthonormal.
-        near: (p,) coefficients of Xs whose scores may serve as multipliers, which saves time and decides nothing.
+        near: (p,) coefficients of Xs whose scores may serve as multipliers, which saves time and decides nothing;
+            asked for where they are needed, as they may still be computed.
     """
     n, p = X.shape
     ends = np.where(there, ends, 0).astype(np.int8)
@@ -336,13 +338,14 @@ class _End(NamedTuple):
     proved: bool
 
 
-def _regression(X: np.ndarray, t: np.ndarray, near: np.ndarray | None) -> _End | None:
+def _regression(X: np.ndarray, t: np.ndarray, near: Callable[[], np.ndarray] | None) -> _End | None:
     """None where it is proved that nothing is separated. X (n, p) has about orthogonal columns of one length."""
     n, p = X.shape
     end = t != 0.0
     if _proof(X, t, np.ones(n)):
         return None
-    if near is not None and np.isfinite(near).all() and _proof(X, t, _logistic(-t * (X @ near))):
+    guess = None if near is None else near()
+    if guess is not None and np.isfinite(guess).all() and _proof(X, t, _logistic(-t * (X @ guess))):
         return None
     d, own = np.zeros(p), np.zeros(n)
     for step_number in range(1, MOST_STEPS + 1):
