@@ -312,10 +312,13 @@ def estimate(
         extra += worse.search_evaluations
     finer = problem.finer(state)
     if finer is not None:
-        extra += state.search_evaluations
-        problem, metric, limits = finer, "bfgs", whole
+        problem, metric, limits, extra = finer, "bfgs", whole, extra + state.search_evaluations
         begin = Start(state.x, safe_inverse(state.hessian), state.carry, begin.constant)
         state = problem.run(begin, limits, metric)
+        if state.status != opt.CONVERGED:  # rounding may have led the first search far astray
+            other = problem.run(problem.start(start or {}), limits, metric)
+            state, worse = (other, state) if other.f < state.f else (state, other)
+            extra += worse.search_evaluations
     state, spent = _settle_dispersion(problem, begin, state, whole)
     extra += spent
     restarts = 0
