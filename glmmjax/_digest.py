@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Hashable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import jax
@@ -233,7 +233,7 @@ def _cell(cell: types.CellType) -> tuple[Any, ...]:
         return ()
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _outside(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names of globals that code and what is defined in it read, sorted, and of outer variables that they write."""
     reads, writes = set(), set()
@@ -246,7 +246,7 @@ def _outside(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
     return tuple(sorted(reads - writes)), frozenset(writes)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _attributes(code: types.CodeType) -> tuple[str, ...]:
     return tuple(sorted({name for part in _nested(code) for name in part.co_names}))
 

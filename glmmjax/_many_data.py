@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -521,7 +521,7 @@ class Stack:
         return replace(flags, couplings=couplings)
 
 
-@cache
+@lru_cache(maxsize=64)
 def inside(family: Family) -> float:
     """A linear predictor well inside the family's range, for rows that are not there and have y = 1."""
     one = jnp.ones(1)

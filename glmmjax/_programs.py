@@ -57,7 +57,7 @@ except ImportError:  # another version
 
 #: Files kept; the oldest go first. One has some 0.3 to 3 MB.
 MOST_FILES = 300
-#: Programs kept in memory, the longest unused go first.
+#: Programs kept in memory, the longest unused go first. One holds some 7 MB where it has one grouping factor.
 MOST_PROGRAMS = 100
 
 #: Mappings beyond those of others (files, the user's programs) at which programs are let go: so many are some 40
@@ -70,6 +70,8 @@ ROOM, NEAR = 0.7, 0.9
 MOST_TRACED = 100
 #: Programs compiled elsewhere after which mappings are counted.
 SOME_PROGRAMS = 30
+#: Programs made after which the C library gives back what compiling them left free.
+SOME_MADE = 10
 
 #: Numbers in a `Kept` function's arguments up to which it is compiled with `QUICK_OPTIONS`.
 QUICK_NUMBERS = 100_000
@@ -83,6 +85,7 @@ _lock, _making_room = threading.Lock(), threading.Lock()
 _others = 0  # mappings that stay when all programs are let go, where that was necessary
 _traced = 0  # programs made since traces were let go
 _compiled = 0  # programs compiled since mappings were counted
+_untrimmed = 0  # programs made since memory was given back
 
 
 class Programs(list[Any]):
@@ -140,17 +143,30 @@ def obtain(
     """
     with _lock:
         making = _making.setdefault(key, threading.Lock())
-    with making:  # one thread makes a program, others make other ones meanwhile
-        found = _kept.get(key)
-        if found is None:
-            make_room()
-            found = Programs(_load_or_make(stored(), devices, make))
-    with _lock:
-        _making.pop(key, None)
-        found.used = next(_turns)
-        _kept[key] = found
-        _let_go(MOST_PROGRAMS)
+    try:
+        with making:  # one thread makes a program, others make other ones meanwhile
+            found = _kept.get(key)
+            if found is None:
+                make_room()
+                found = Programs(_load_or_make(stored(), devices, make))
+                _trim_at_times()
+            found.used = next(_turns)
+            with _lock:
+                _kept[key] = found
+    finally:
+        with _lock:
+            _making.pop(key, None)
+    _let_go(MOST_PROGRAMS)
     return found
+
+
+def _trim_at_times() -> None:
+    """Give back what compiling several programs left free: up to half of the process's memory, in milliseconds."""
+    global _untrimmed
+    _untrimmed += 1
+    if _untrimmed >= SOME_MADE:
+        _untrimmed = 0
+        release_memory()
 
 
 def make_room() -> None:
@@ -218,8 +234,7 @@ persistent_cache.before = make_room_at_times
 
 
 def _halve() -> None:
-    with _lock:
-        _let_go(len(_kept) // 2)
+    _let_go(len(_kept) // 2)
 
 
 def _forget_traces() -> None:
@@ -237,10 +252,11 @@ def _forget_traces() -> None:
 
 
 def _let_go(keep: int) -> None:
-    """Drop programs until this many are left, the longest unused first; inside `_lock`."""
-    if len(_kept) > keep:
-        for old in sorted(_kept, key=lambda key: _kept[key].used)[: len(_kept) - keep]:
-            del _kept[old]
+    """Drop programs until this many are left, the longest unused first."""
+    with _lock:
+        oldest = sorted(_kept, key=lambda key: _kept[key].used)[: max(len(_kept) - keep, 0)]
+        dropped = [_kept.pop(key) for key in oldest]
+    dropped.clear()  # outside the lock: unmapping takes a while
 
 
 def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Callable[[], Sequence[Any]]) -> list[Any]:
@@ -365,8 +381,7 @@ def _statics(tree: Any) -> list[Any]:
 
 def forget() -> None:
     """Drop what is kept in memory."""
-    with _lock:
-        _kept.clear()
+    _let_go(0)
 
 
 def directory() -> Path | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -100,7 +100,7 @@ class Link:
         return _bisect(self.inverse, mu)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _judged(inverse: Fn, low: float, high: float) -> int:
     with x64():
         mu = np.asarray(inverse(jnp.asarray(np.sinh(np.linspace(-6.0, 6.0, 121)))))
@@ -265,7 +265,7 @@ LINKS: dict[str, Link] = {
 }
 
 
-@cache
+@lru_cache(maxsize=64)
 def _check(link: Link) -> None:
     """Refuse a user's link whose functions are not elementwise ones of JAX."""
     for name in ("inverse", "link", "log_mean", "log1m_mean"):

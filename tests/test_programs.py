@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import subprocess
@@ -10,7 +11,9 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +32,28 @@ from glmmjax._precision import cache_directory, persistent_cache
 
 linux = pytest.mark.skipif(not mappings(), reason="the system does not tell a process its memory mappings")
 
-#: Fits of one structure after the other, each of another shape, and the process's mappings and resident MB after each.
+#: Fits of one structure after the other, of which no two share a program, and after each: mappings, resident MB, and
+#: programs made so far. They are compiled in a hurry, which changes none of the three much.
 MANY = """
 import sys, warnings
 import numpy as np
 import glmmjax as gj
-from glmmjax import _memory, _programs
+from glmmjax import _memory, _precision, _programs
 
 warnings.simplefilter("ignore")
 count, most = map(int, sys.argv[1:])
 _programs.MOST_MAPPINGS = most or _programs.MOST_MAPPINGS
-rng, models = np.random.default_rng(0), []
+_precision.QUICK_OPTIONS["xla_backend_optimization_level"] = 0
+rng, models, seen = np.random.default_rng(0), [], set()
 for k in range(count):
-    p, n = 1 + k % 5, 64 * (1 + k // 5)
+    p, n, m = 1 + k % 10, (4 + k // 10 % 4) * 2 ** (2 + k // 40 % 4), 3 + k // 160
     columns = {f"x{j}": rng.normal(size=n) for j in range(p)}
-    data = {"y": rng.normal(size=n) + np.arange(n) % 6, "g": np.arange(n) % 6, **columns}
-    models.append(gj.lmer(f"y ~ {' + '.join(columns)} + (1 | g)", data))
+    g = np.arange(n) % m
+    models.append(gj.lmer(f"y ~ {' + '.join(columns)} + (1 | g)", {"y": rng.normal(size=n) + g, "g": g, **columns}))
     assert np.isfinite(models[-1].bse).all()
+    seen |= set(_programs._kept)
     pages = int(open("/proc/self/statm").read().split()[1])
-    print(_memory.mappings(), pages * 4 // 1024, flush=True)
+    print(_memory.mappings(), pages * 4 // 1024, len(seen), flush=True)
 """
 
 
@@ -64,13 +70,60 @@ def test_many_structures_in_one_process() -> None:
     env = {**os.environ, "GLMMJAX_CACHE": "off"}
     done = subprocess.run([sys.executable, "-c", MANY, str(count), str(most)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    maps, megabytes = np.array([line.split() for line in done.stdout.splitlines()], int).T
+    maps, megabytes, made = np.array([line.split() for line in done.stdout.splitlines()], int).T
     middle, tail = slice(count // 3, 2 * count // 3), slice(2 * count // 3, count)
-    assert len(maps) == count
+    assert len(maps) == count <= made[-1]
     assert maps.max() < maps[0] + (most or _programs.MOST_MAPPINGS) + 500  # the last one
     assert maps[tail].max() < 1.1 * maps[middle].max() + 100
     assert megabytes[tail].max() < 1.1 * megabytes[middle].max() + 20
     assert maps[0] + 60 * count > maps[tail].max() + 500  # what it would be if nothing were let go
+
+
+def test_threads_make_programs_while_others_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_programs, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(_programs, "MOST_TRACED", 3)
+    monkeypatch.setattr(_programs, "SOME_MADE", 2)
+
+    def made(k: int) -> list[Any]:
+        return [_programs.lower(jax.jit(lambda x: x * k + 1.0), (np.ones(3),), {}).compile()]
+
+    def work(start: int) -> list[float]:
+        out = []
+        for k in [(start + i) % 6 for i in range(18)]:
+            found = _programs.obtain(("threads", k), lambda: None, jax.local_devices()[:1], partial(made, k))
+            out.append(float(found[0](np.ones(3))[1]) - k)
+        return out
+
+    with ThreadPoolExecutor(4) as pool:
+        for values in pool.map(work, range(4)):
+            assert values == [1.0] * 18
+    assert len(_programs._kept) <= 2
+    assert not _programs._making
+
+
+def test_what_cannot_be_made_leaves_nothing() -> None:
+    def refuse() -> list[Any]:
+        raise ZeroDivisionError
+
+    devices = jax.local_devices()[:1]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            _programs.obtain("refused", lambda: None, devices, refuse)
+    assert "refused" not in _programs._making
+    assert _programs.obtain("refused", lambda: None, devices, lambda: [7]) == [7]
+    _programs.forget()
+
+
+def test_links_of_users_are_not_held_for_ever() -> None:
+    """A service makes one after the other, with data in its closure."""
+    made = []
+    for k in range(200):
+        link = gj.Link("mine", inverse=lambda eta, k=k: jnp.exp(eta) + k)
+        link.direction(0.0, np.inf)
+        made.append(weakref.ref(link.inverse))
+    del link
+    gc.collect()
+    assert sum(ref() is not None for ref in made) < 100
 
 
 def test_a_model_finds_its_programs_again() -> None:
