@@ -14,10 +14,11 @@ import numpy as np
 
 from . import _optimise as opt
 from ._basis import cancelling_start, scale_many, scale_z
-from ._covariance import Unstructured, semidefinite_cholesky
+from ._covariance import Unstructured, correlated, mirrored, semidefinite_cholesky, undecided
 from ._design import Design, Term, off_ridge
 from ._engine import Ends, Engine, Generalised, Kind, Linear
 from ._fit import (
+    ANOTHER,
     BESIDE,
     CONCAVE,
     FAR,
@@ -205,11 +206,11 @@ def _search_block(
             ends = _settle_dispersions(ends, again, family, far[:count], design.y.shape[-1], bool(limits.hessian))
         if not limits.hessian:
             return _settle_singular(ends, again, design.terms, linear)[0]
-        for _ in range(SETTLINGS):
-            ends, settled = _settle_singular(_leave_saddles(ends, again), again, design.terms, linear)
-            if _shape(ends.hessian[settled]).minimum.all():
-                break
-        return ends
+        ends = _settle(ends, again, design.terms, linear)
+        if "theta" in start:
+            return ends
+        ends, moved = _other_signs(ends, again, design.terms)
+        return _settle(ends, again, design.terms, linear) if moved else ends
 
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
@@ -261,6 +262,40 @@ def _shape(H: np.ndarray) -> _Shape:
     units = 1.0 / np.sqrt(np.maximum(diagonal, least[:, None]))
     values, vectors = np.linalg.eigh(H * units[:, :, None] * units[:, None, :])
     return _Shape(values, vectors, units, finite)
+
+
+def _settle(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], linear: bool) -> Ends:
+    """Minima in canonical form, as `_fit` has them."""
+    for _ in range(SETTLINGS):
+        ends, settled = _settle_singular(_leave_saddles(ends, again), again, terms, linear)
+        if _shape(ends.hessian[settled]).minimum.all():
+            break
+    return ends
+
+
+def _other_signs(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...]) -> tuple[Ends, bool]:
+    """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
+    t, moved = sum(term.structure.n_theta for term in terms), False
+    for term in filter(lambda term: correlated(term.structure), terms):
+        shape = _shape(ends.hessian)
+        variance = (
+            2.0
+            * np.square(shape.units)
+            * (np.square(shape.vectors) / np.maximum(shape.values, NOISE)[:, None, :]).sum(-1)
+        )
+        open_ = undecided(ends.x[:, :t][:, term.theta], variance[:, :t][:, term.theta], term.structure.k)
+        which = np.flatnonzero(open_ & shape.finite & (ends.numbers[:, 2] == opt.CONVERGED))
+        if not which.size:
+            continue
+        x = ends.x[which].copy()
+        for row in x:
+            T = term.structure.host_factor(row[:t][term.theta])
+            row[:t][term.theta] = term.structure.theta_of(mirrored(T * term.structure.flip(T)))
+        new = again(which, x, np.stack([safe_inverse(H) for H in ends.hessian[which]]))
+        better = new.numbers[:, 0] < ends.numbers[which, 0] - ANOTHER
+        ends = _replaced(ends, which, new, better)
+        moved |= bool(better.any())
+    return ends, moved
 
 
 def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:

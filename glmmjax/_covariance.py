@@ -15,6 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+#: Deviance units that a correlation of +-1 costs, and one of 0, where the other sign is tried: by the Hessian, which
+#: knows one side only.
+ON_EDGE, OF_SIGN = 2.0, 5.0
+#: Correlation of two effects at the other sign, unless the estimates have +-1.
+MIRRORED = 0.95
+
 
 @cache
 def _lower_by_columns(k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +229,36 @@ def raised(T: Any, below: float, to: float) -> Any:
     lib = _library(T)
     small = lib.linalg.norm(T, axis=0) < below
     return lib.where(small & np.eye(T.shape[0], dtype=bool), to, T)
+
+
+def correlated(structure: Structure) -> bool:
+    """Whether a covariance has correlations to estimate."""
+    return isinstance(structure, Unstructured) and structure.k > 1
+
+
+def undecided(theta: np.ndarray, variance: np.ndarray, k: int) -> np.ndarray:
+    """(...,) whether estimates theta (..., n_theta) of `Unstructured` leave open a correlation's sign and if it is +-1.
+
+    Nothing is open where the first effect has no variance.
+
+    Args:
+        variance: (..., n_theta) of the estimates, by the Hessian.
+    """
+    square, diagonal = np.square(theta), np.flatnonzero(Unstructured(k).on_diagonal())[1:]
+    near = (square <= ON_EDGE * variance)[..., diagonal].any(-1)
+    first = square[..., 1:k]
+    either = ((first <= OF_SIGN * variance[..., 1:k]) & (first > 0.0)).any(-1)
+    return np.asarray(near & either & (theta[..., 0] != 0.0))
+
+
+def mirrored(T: np.ndarray) -> np.ndarray:
+    """T (k, k) of the same standard deviations and rank with correlations of the other sign, and these large."""
+    rest = T[:, 1:]
+    size, length = np.linalg.norm(T, axis=1), np.linalg.norm(rest, axis=1)
+    rest = rest * (np.sqrt(1.0 - MIRRORED**2) * size / np.where(length > 0.0, length, 1.0))[:, None]
+    first = np.sqrt(np.maximum(size**2 - np.square(rest).sum(axis=1), 0.0))
+    first[1:] = np.where(T[1:, 0] > 0.0, -first[1:], first[1:])
+    return np.column_stack([first, rest])
 
 
 def settle(T: Any, structure: Structure, near_zero: float) -> Any:

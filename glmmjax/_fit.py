@@ -17,7 +17,7 @@ from jax import Array
 
 from . import _optimise as opt
 from ._basis import Basis, cancelling_start
-from ._covariance import settle
+from ._covariance import correlated, mirrored, settle, undecided
 from ._design import Design, off_ridge
 from ._separation import Separation
 from .families import LOG_PHI_MAX, Family, reported
@@ -39,6 +39,8 @@ BARELY_DISPERSED = 1.0
 FAR = 1e8
 #: A column of T at 0 is raised to this to see the curvature there (squared, it is the error relative to it).
 BESIDE = 3e-4
+#: A minimum is another one if it is lower by this.
+ANOTHER = 1e-6
 #: times that a singular fit is settled, as it may turn out to be no minimum
 SETTLINGS = 3
 #: evaluations whose point and deviance are kept
@@ -321,13 +323,14 @@ def estimate(
             extra += worse.search_evaluations
     state, spent = _settle_dispersion(problem, begin, state, whole)
     extra += spent
-    restarts = 0
-    for _ in range(SETTLINGS):
-        state, left, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
-        state, further = _settle_singular(problem, begin, state, limits, metric)
-        restarts, extra = restarts + left, extra + more + further
-        if not further or curvature(state.hessian).minimum:
-            break
+    state, restarts, spent = _settle(problem, begin, state, limits, metric, verbose)
+    extra += spent
+    if not outside and "theta" not in (start or {}):
+        other, spent = _other_signs(problem, begin, state, limits, metric, verbose)
+        extra += spent
+        if other is not state:
+            state, restarts, spent = _settle(problem, begin, other, limits, metric, verbose)
+            extra += spent
     return _report(problem, state, restarts, extra, limits, outside)
 
 
@@ -420,6 +423,43 @@ def _positive_definite(H: np.ndarray) -> bool:
     except np.linalg.LinAlgError:
         return False
     return bool(np.isfinite(H).all())
+
+
+def _settle(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
+) -> tuple[opt.Found, int, int]:
+    """A minimum in canonical form from the end of a search; restarts and further evaluations."""
+    restarts, extra = 0, 0
+    for _ in range(SETTLINGS):
+        state, left, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
+        state, further = _settle_singular(problem, begin, state, limits, metric)
+        restarts, extra = restarts + left, extra + more + further
+        if not further or curvature(state.hessian).minimum:
+            break
+    return state, restarts, extra
+
+
+def _other_signs(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
+) -> tuple[opt.Found, int]:
+    """The best of searches from correlations of the other sign, where the estimates say little about them.
+
+    With few levels the deviance may have a minimum on either side of an independence, often on the boundary.
+    """
+    extra, t = 0, problem.original.n_theta
+    for term in filter(lambda term: correlated(term.structure), problem.original.terms):
+        x, H = np.array(state.x), state.hessian
+        if state.status != opt.CONVERGED or not np.isfinite(H).all():
+            break
+        variance = 2.0 * np.diag(safe_inverse(H))
+        if not undecided(x[:t][term.theta], variance[:t][term.theta], term.structure.k):
+            continue
+        T = term.structure.host_factor(x[:t][term.theta])
+        x[:t][term.theta] = term.structure.theta_of(mirrored(T * term.structure.flip(T)))
+        found = problem.run(begin._replace(x=x, carry=state.carry), limits, metric, verbose)
+        state, worse = (found, state) if found.f < state.f - ANOTHER else (state, found)
+        extra += worse.search_evaluations
+    return state, extra
 
 
 def _leave_saddles(

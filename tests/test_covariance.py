@@ -10,9 +10,12 @@ from helpers import assert_close, fd_gradient
 from glmmjax._covariance import (
     Diagonal,
     Unstructured,
+    correlated,
     cov_to_sdcor,
+    mirrored,
     sdcor_to_cov,
     semidefinite_cholesky,
+    undecided,
 )
 
 SIZES = [1, 2, 3, 4, 5]
@@ -97,3 +100,26 @@ def test_semidefinite_cholesky(k: int, rank: int) -> None:
     assert (np.linalg.norm(T, axis=0) > 0.0).sum() == min(rank, k)  # zero columns where rank is missing
     full = root @ root.T + np.eye(k)
     assert_close(semidefinite_cholesky(full), np.linalg.cholesky(full), rtol=1e-12, atol=1e-13)
+
+
+def test_correlations_mirrored(rng: np.random.Generator) -> None:
+    """The same standard deviations and rank; correlations with the first effect of the other sign."""
+    for k, rank in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 4)):
+        A = rng.normal(size=(k, rank))
+        T = semidefinite_cholesky(A @ A.T, tol=1e-10)
+        other = mirrored(T)
+        assert_close(np.linalg.norm(other, axis=1), np.linalg.norm(T, axis=1), rtol=1e-12)
+        assert np.linalg.matrix_rank(other, tol=1e-8) == np.linalg.matrix_rank(T, tol=1e-8)
+        assert np.all((other[1:] @ other[0]) * (T[1:] @ T[0]) < 0.0)
+        assert_close(np.triu(other, 1), np.zeros((k, k)), atol=0.0)
+
+
+def test_undecided_correlations() -> None:
+    """Near +-1 and not far from 0, by squares of estimates in variances; nothing where there is no correlation."""
+    variance = np.array([0.01, 1.0, 1.0])
+    theta = np.array(
+        [[1.0, 2.0, 1.0], [1.0, 2.0, 1.5], [1.0, 2.5, 1.0], [1.0, -2.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 0.0]]
+    )
+    expected = [True, False, False, True, False, False]
+    assert undecided(theta, np.broadcast_to(variance, theta.shape), 2).tolist() == expected
+    assert [correlated(s) for s in (Unstructured(2), Unstructured(1), Diagonal(3))] == [True, False, False]
