@@ -179,3 +179,23 @@ def test_workers_return_models(tmp_path: Path) -> None:
     path.write_text(textwrap.dedent(script))
     out = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300)
     assert out.stdout.strip().endswith("equal"), out.stderr[-2000:]
+
+
+def test_models_of_functions_without_a_name_go_by_cloudpickle() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    family = gj.families.Custom(lambda y, eta, aux: aux["weights"] * (y * eta - jnp.logaddexp(0.0, eta)), "logit")
+    for m in (models()["glmer"], gj.glmer(CBPP, load_data("cbpp"), family)):
+        twin = pickle.loads(cloudpickle.dumps(m))
+        np.testing.assert_array_equal(twin.beta, m.beta)
+        np.testing.assert_allclose(twin.refit(m.getME("y")).beta, m.beta, atol=1e-8)
+        np.testing.assert_array_equal(twin.predict(), m.predict())
+
+
+def test_models_go_to_joblib_and_come_back(tmp_path: Path) -> None:
+    joblib = pytest.importorskip("joblib")
+    m = models()["glmer"]
+    joblib.dump(m, tmp_path / "model")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "model").beta, m.beta)
+    back = joblib.Parallel(n_jobs=2)(joblib.delayed(gj.MixedModel.refit)(m, m.getME("y")) for _ in range(2))
+    for one in back:
+        np.testing.assert_allclose(one.beta, m.beta, atol=1e-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -204,3 +205,34 @@ def test_refusals() -> None:
         cbpp().influence("herd").plot("x")
     with pytest.raises(NotSupportedError, match="nAGQ = 0"):
         gj.glmer(CBPP, load_data("cbpp"), nAGQ=0).influence("herd")
+
+
+def test_exact_deletions_and_drop1_of_a_singular_fit_are_least_squares() -> None:
+    """Without variance of the random effects, in any refit, both are those of a linear model."""
+    rng = np.random.default_rng(5)
+    data = pd.DataFrame({"g": np.repeat(np.arange(12), 8), "x": rng.normal(size=96), "f": np.tile(list("abcd"), 24)})
+    data["y"] = rng.normal(size=96) + data["x"]
+    with pytest.warns(gj.ConvergenceWarning, match="singular"):
+        m = gj.lmer("y ~ x + f + (1 | g)", data, REML=False)
+    X, y, g = m.getME("X").to_numpy(), m.getME("y"), data["g"].to_numpy()
+
+    def least_squares(rows: np.ndarray, columns: list[int]) -> tuple[np.ndarray, float]:
+        beta, rest = np.linalg.lstsq(X[np.ix_(rows, columns)], y[rows])[:2]
+        return beta, float(rest[0])
+
+    every, all_rows = list(range(5)), np.ones(96, bool)
+    beta, rest = least_squares(all_rows, every)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refits = [gj.lmer("y ~ x + f + (1 | g)", data[g != j], REML=False) for j in range(12)]
+    singular = [j for j in range(12) if refits[j].theta[0] == 0.0]
+    assert len(singular) > 6
+    for batched in (False, True):
+        made = m.influence("g", "exact", batched=batched)
+        assert not made.failed
+        for j in singular:
+            assert made.change.iloc[j, 0] == 0.0
+            assert_close(made.change.iloc[j, 1:6], least_squares(g != j, every)[0] - beta, atol=1e-7)
+    table = gj.drop1(m)
+    for name, columns in (("x", [0, 2, 3, 4]), ("f", [0, 1])):
+        assert_close(table.loc[name, "LRT"], 96 * np.log(least_squares(all_rows, columns)[1] / rest), atol=1e-7)
