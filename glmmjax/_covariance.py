@@ -239,16 +239,15 @@ def correlated(structure: Structure) -> bool:
 def undecided(theta: np.ndarray, variance: np.ndarray, k: int) -> np.ndarray:
     """(...,) whether estimates theta (..., n_theta) of `Unstructured` leave open a correlation's sign and if it is +-1.
 
-    Nothing is open where the first effect has no variance.
+    It is one effect's with the first one; nothing is open where that has no variance.
 
     Args:
         variance: (..., n_theta) of the estimates, by the Hessian.
     """
     square, diagonal = np.square(theta), np.flatnonzero(Unstructured(k).on_diagonal())[1:]
-    near = (square <= ON_EDGE * variance)[..., diagonal].any(-1)
-    first = square[..., 1:k]
-    either = ((first <= OF_SIGN * variance[..., 1:k]) & (first > 0.0)).any(-1)
-    return np.asarray(near & either & (theta[..., 0] != 0.0))
+    near = (square <= ON_EDGE * variance)[..., diagonal]
+    either = ((square <= OF_SIGN * variance) & (square > 0.0))[..., 1:k]
+    return np.asarray((near & either).any(-1) & (theta[..., 0] != 0.0))
 
 
 def mirrored(T: np.ndarray) -> np.ndarray:

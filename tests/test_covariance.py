@@ -122,4 +122,6 @@ def test_undecided_correlations() -> None:
     )
     expected = [True, False, False, True, False, False]
     assert undecided(theta, np.broadcast_to(variance, theta.shape), 2).tolist() == expected
+    three = np.array([[1.0, 2.0, 9.0, 9.0, 9.0, 1.0], [1.0, 9.0, 2.0, 9.0, 9.0, 1.0]])  # of one effect, not of two
+    assert undecided(three, np.ones((2, 6)), 3).tolist() == [False, True]
     assert [correlated(s) for s in (Unstructured(2), Unstructured(1), Diagonal(3))] == [True, False, False]
