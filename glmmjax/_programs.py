@@ -265,7 +265,7 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
     name = name_of(stored, devices)
     if name is None:
         return list(make())
-    found = load(name)
+    found = load(name, devices)
     if found is None:
         with fresh():
             found = list(make())
@@ -453,8 +453,8 @@ def _prepare() -> None:
         prepare_lapack_call("potrf", np.dtype(float))
 
 
-def load(name: str) -> list[Any] | None:
-    """Compiled programs, or None if there is no such file that can be used."""
+def load(name: str, devices: Sequence[Any]) -> list[Any] | None:
+    """Compiled programs for these devices, or None if there is no such file that can be used."""
     folder = directory()
     if folder is None:
         return None
@@ -468,7 +468,10 @@ def load(name: str) -> list[Any] | None:
         lapack, parts = pickle.loads(content)
         if lapack:
             _prepare()
-        made = [deserialize_and_load(*part) for part in parts]
+        here = list(devices)
+        # where JAX has more devices than the programs it takes all of them, unless it is told
+        where: dict[str, Any] = {} if here == jax.devices("cpu") else {"backend": "cpu", "execution_devices": here}
+        made = [deserialize_and_load(*part, **where) for part in parts]
     except Exception:  # of another version: whatever it is, compiling mends it
         return None
     with contextlib.suppress(OSError):

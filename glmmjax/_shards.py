@@ -328,6 +328,8 @@ class ShardedLinearProblem(LinearProblem):
         self._mesh = Mesh(np.array(devices), (AXIS,))
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        if self.by_rows:  # the cross-products lack digits, and the rows are here
+            return super().minimise(begin, limits, metric)
         limits = self._limits(limits, metric)
         packed = search(begin.x, begin.inverse, begin.carry, limits, *self._arguments, metric, PATH_LENGTH)
         return unpacked(packed, begin)

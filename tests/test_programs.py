@@ -592,3 +592,15 @@ def test_the_cache_of_jax_is_private_too(tmp_path: Path, monkeypatch: pytest.Mon
         assert _programs.directory() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_loaded_where_there_are_more_devices(tmp_path: Path) -> None:
+    """They are for one of them."""
+    code = (
+        "import glmmjax as gj; m = gj.glmer('cbind(incidence, size - incidence) ~ 1 + (1 | herd)', "
+        "gj.datasets.load('cbpp')); print(m.objective)"
+    )
+    env = {**os.environ, "GLMMJAX_CACHE": str(tmp_path), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True) for _ in range(2)]
+    assert not any(run.returncode for run in runs), runs[1].stderr
+    assert float(runs[0].stdout) == pytest.approx(float(runs[1].stdout), abs=1e-9)
