@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _optimise as opt
 from ._basis import cancelling_start, scale_many, scale_z
-from ._covariance import Unstructured, correlated, mirrored, semidefinite_cholesky, undecided
+from ._covariance import Unstructured, has_mirror, mirrored, semidefinite_cholesky, undecided
 from ._design import Design, Term, off_ridge
 from ._engine import Ends, Engine, Generalised, Kind, Linear
 from ._fit import (
@@ -276,7 +276,7 @@ def _settle(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], lin
 def _other_signs(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...]) -> tuple[Ends, bool]:
     """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
     t, moved = sum(term.structure.n_theta for term in terms), False
-    for term in filter(lambda term: correlated(term.structure), terms):
+    for term in filter(lambda term: has_mirror(term.structure), terms):
         shape = _shape(ends.hessian)
         variance = (
             2.0

@@ -20,6 +20,8 @@ from jax import Array
 ON_EDGE, OF_SIGN = 2.0, 5.0
 #: Correlation of two effects at the other sign, unless the estimates have +-1.
 MIRRORED = 0.95
+#: Of more effects some are always undecided, and there are 2^(k - 1) ways to choose their signs.
+MOST_MIRRORED = 3
 
 
 @cache
@@ -231,9 +233,9 @@ def raised(T: Any, below: float, to: float) -> Any:
     return lib.where(small & np.eye(T.shape[0], dtype=bool), to, T)
 
 
-def correlated(structure: Structure) -> bool:
-    """Whether a covariance has correlations to estimate."""
-    return isinstance(structure, Unstructured) and structure.k > 1
+def has_mirror(structure: Structure) -> bool:
+    """Whether the other sign of a correlation may be tried: a covariance of 2 or 3 effects."""
+    return isinstance(structure, Unstructured) and 1 < structure.k <= MOST_MIRRORED
 
 
 def undecided(theta: np.ndarray, variance: np.ndarray, k: int) -> np.ndarray:

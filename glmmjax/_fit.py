@@ -17,7 +17,7 @@ from jax import Array
 
 from . import _optimise as opt
 from ._basis import Basis, cancelling_start
-from ._covariance import correlated, mirrored, settle, undecided
+from ._covariance import has_mirror, mirrored, settle, undecided
 from ._design import Design, off_ridge
 from ._separation import Separation
 from .families import LOG_PHI_MAX, Family, reported
@@ -447,7 +447,7 @@ def _other_signs(
     With few levels the deviance may have a minimum on either side of an independence, often on the boundary.
     """
     extra, t = 0, problem.original.n_theta
-    for term in filter(lambda term: correlated(term.structure), problem.original.terms):
+    for term in filter(lambda term: has_mirror(term.structure), problem.original.terms):
         x, H = np.array(state.x), state.hessian
         if state.status != opt.CONVERGED or not np.isfinite(H).all():
             break

@@ -10,8 +10,8 @@ from helpers import assert_close, fd_gradient
 from glmmjax._covariance import (
     Diagonal,
     Unstructured,
-    correlated,
     cov_to_sdcor,
+    has_mirror,
     mirrored,
     sdcor_to_cov,
     semidefinite_cholesky,
@@ -124,4 +124,6 @@ def test_undecided_correlations() -> None:
     assert undecided(theta, np.broadcast_to(variance, theta.shape), 2).tolist() == expected
     three = np.array([[1.0, 2.0, 9.0, 9.0, 9.0, 1.0], [1.0, 9.0, 2.0, 9.0, 9.0, 1.0]])  # of one effect, not of two
     assert undecided(three, np.ones((2, 6)), 3).tolist() == [False, True]
-    assert [correlated(s) for s in (Unstructured(2), Unstructured(1), Diagonal(3))] == [True, False, False]
+    assert [has_mirror(s) for s in (Unstructured(3), Unstructured(4), Unstructured(1), Diagonal(3))] == [True] + 3 * [
+        False
+    ]

@@ -327,15 +327,12 @@ def test_singular_fits_converge_in_few_evaluations() -> None:
 
 
 def test_turns_of_a_factor_are_gone_around() -> None:
-    """T[1, 1] near 0 and parallel columns behind it: the other searches find this optimum in 113 and 79 evaluations.
-
-    Here two searches do, the second from correlations of the other sign.
-    """
+    """T[1, 1] near 0 and parallel columns behind it: the other searches find this optimum in 113 and 79 evaluations."""
     control = {"check_singular": "ignore"}
     m, bfgs = (
         gj.lmer("y ~ x + (x + f | g)", of_a_factor(0), control=control | {"optimizer": o}) for o in ("auto", "bfgs")
     )
-    assert m.converged and m.fit_stats.evaluations <= 85
+    assert m.converged and m.fit_stats.evaluations <= 75
     assert_close([m.objective, bfgs.objective], [698.6187910277, 698.6187910277], atol=1e-8)
 
 
