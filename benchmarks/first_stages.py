@@ -43,21 +43,21 @@ def main() -> None:
         import glmmjax as gj
 
         make = gj.glmer_setup, gj.lmer_setup
-        from glmmjax import _programs
-        from glmmjax._rehearsal import fit_for_summary
+        from glmmjax._ahead import fit_for_summary
+        from glmmjax.compiling import programs
     from benchmarks.cases import FITS
 
     case = FITS[model]
     with Clock("read data"):
         table = gj.datasets.load(data)
     watch_compiler(jax)
-    load = _programs.load
+    load = programs.load
 
     def timed(name: str) -> Any:
         with Clock("load programs"):
             return load(name)
 
-    _programs.load = timed
+    programs.load = timed
     with Clock("design, fit, and the rest"):
         linear = case.REML is not None
         m = fit_for_summary(make[linear](case.formula, table, case.REML if linear else case.family))

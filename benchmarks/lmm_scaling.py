@@ -84,8 +84,8 @@ def _worker(case: ScalingCase, settings: Settings, n: int) -> None:
     import jax
 
     import glmmjax as gj
-    from glmmjax._fit_lmm import LinearProblem
-    from glmmjax._precision import x64
+    from glmmjax.compiling.precision import x64
+    from glmmjax.fit.lmm import LinearProblem
 
     data = case.load(n)
     m = gj.lmer(case.formula, data)  # compiles

@@ -167,7 +167,7 @@ def _fit(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option}: {args.data} has no column {column!r}; it has {have}")
 
     import glmmjax as gj
-    from glmmjax import _rehearsal, _steps
+    from glmmjax import _ahead, _steps
 
     linear = isinstance(gj.families.get(family), gj.families.Gaussian)
     if not linear and (args.REML is not None or args.ddf is not None):
@@ -179,7 +179,7 @@ def _fit(args: argparse.Namespace) -> None:
             setup = gj.lmer_setup(args.formula, data, REML=args.REML is not False, **columns)
         else:
             setup = gj.glmer_setup(args.formula, data, family=family, nAGQ=args.nAGQ, **columns)
-        model = _steps.fit(setup) if args.json else _rehearsal.fit_for_summary(setup)
+        model = _steps.fit(setup) if args.json else _ahead.fit_for_summary(setup)
         report = None if args.json else str(model.summary(ddf=args.ddf))
         # Warnings about the fit, once each; other libraries' deprecations are not the user's concern.
         messages = list(dict.fromkeys(_one_line(str(w.message)) for w in caught if _concerns_user(w.category)))

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import checked
-from ._control import Control, as_control, unknown_argument
-from ._covariance import Unstructured
-from ._design import Design, design_arrays
 from ._errors import DataError
-from ._frame import ModelData, build, refuse_constant
-from ._objective import resolve_hessian
-from ._precision import x64
-from ._quadrature import check_nodes
 from ._steps import ModelSetup, fit, fit_problem, warn
+from .compiling.precision import x64
 from .families import Family, Gaussian
 from .families import get as get_family
+from .fit.control import Control, as_control, unknown_argument
+from .formula.frame import ModelData, build, refuse_constant
+from .model.covariance import Unstructured
+from .model.design import Design, design_arrays
+from .objective.laplace import resolve_hessian
+from .objective.quadrature import check_nodes
 from .results import MixedModel, ModelSpec
 
 if TYPE_CHECKING:
-    from ._parse import Formula
+    from .formula.parse import Formula
 
 
 @checked()
@@ -231,7 +231,7 @@ def split_message(frame: ModelData) -> None:
 
 def refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
-    from ._simulate import as_response
+    from .inference.simulate import as_response
 
     spec, frame, made = model._spec, model._data, model._design
     y = np.ascontiguousarray(as_response(model, newresp), float)
@@ -254,7 +254,7 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
     """See `MixedModel.update`."""
     from ._lmer import lmer
-    from ._parse import update as update_formula
+    from .formula.parse import update as update_formula
 
     spec = model._spec
     arguments = dict(spec.arguments)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import checked
-from ._control import Control, as_control, unknown_argument
-from ._design import Design
 from ._errors import DataError
-from ._fit_lmm import LinearProblem
-from ._frame import ModelData, build
 from ._glmer import frame_design, rank_message, split_message
-from ._memory import triangle
-from ._precision import persistent_cache, x64
 from ._steps import ModelSetup, fit, fit_problem
+from .compiling.memory import triangle
+from .compiling.precision import persistent_cache, x64
 from .families import Gaussian
+from .fit.control import Control, as_control, unknown_argument
+from .fit.lmm import LinearProblem
+from .formula.frame import ModelData, build
+from .model.design import Design
 from .results import MixedModel, ModelSpec
 
 if TYPE_CHECKING:
-    from ._parse import Formula
+    from .formula.parse import Formula
 
 #: What the fixed effects leave of a response that they fit exactly, relative to it.
 EXACT = 1e-13

@@ -22,18 +22,18 @@ import jax
 import numpy as np
 
 from ._arguments import array, checked, mapping
-from ._control import unknown_argument
-from ._design import Design
-from ._fit import Estimates, Problem, Start, estimate, estimate_at
-from ._fit_glmm import GeneralisedProblem
-from ._fit_lmm import LinearProblem
-from ._precision import persistent_cache, x64
+from .compiling.precision import persistent_cache, x64
 from .families import Family
+from .fit.control import unknown_argument
+from .fit.glmm import GeneralisedProblem
+from .fit.lmm import LinearProblem
+from .fit.problem import Estimates, Problem, Start, estimate, estimate_at
+from .model.design import Design
 from .results import MixedModel, ModelSpec, theta_names
 
 if TYPE_CHECKING:
-    from ._control import Control
-    from ._frame import ModelData
+    from .fit.control import Control
+    from .formula.frame import ModelData
 
 
 class ConvergenceWarning(UserWarning):
@@ -212,7 +212,7 @@ def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction
     spec, devices = setup.spec, several(device)
     with x64():
         if devices:
-            from ._shards import ShardedLinearProblem, ShardedProblem
+            from .fit.shards import ShardedLinearProblem, ShardedProblem
 
             exact = spec.control.exact
             if spec.REML is not None:
@@ -283,7 +283,7 @@ def several(device: Any) -> list[Any]:
     """The devices that rows are to be divided over; empty if there is one."""
     if device is None:
         return []
-    from ._fit_many import devices_of
+    from .many.fit_many import devices_of
 
     devices = devices_of(device)
     return devices if len(devices) > 1 else []
@@ -302,7 +302,7 @@ def on(device: Any) -> Any:
     """Context in which programs for one device run on the one that is named."""
     if device is None or several(device):
         return nullcontext()
-    from ._fit_many import devices_of
+    from .many.fit_many import devices_of
 
     return jax.default_device(devices_of(device)[0])
 
@@ -336,7 +336,7 @@ def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> d
 
 def _speak(model: MixedModel, control: Control) -> None:
     """Say what should be said about the fit."""
-    from ._summary import convergence_problems, limit_sentence, singular_sentence
+    from .report.summary import convergence_problems, limit_sentence, singular_sentence
 
     problems = convergence_problems(model)
     if problems and control.check_grad != "ignore":

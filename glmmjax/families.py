@@ -26,8 +26,8 @@ from jax.scipy.special import gammaln, xlogy
 
 from . import _arguments as arguments
 from . import links
-from ._digest import contents
 from ._errors import DataError
+from .compiling.digest import contents
 from .links import Link
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array
 
 from ._arguments import function, of_rows, text
-from ._digest import contents
-from ._precision import x64
+from .compiling.digest import contents
+from .compiling.precision import x64
 
 Fn = Callable[[Array], Array]
 

@@ -19,9 +19,9 @@ import pandas as pd
 from jax import Array
 
 from ._arguments import checked, models_by_name, text
-from ._precision import x64
-from ._pyplot import given_axes, pyplot
+from .compiling.precision import x64
 from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
+from .report.pyplot import given_axes, pyplot
 from .results import MixedModel, NotSupportedError
 
 if TYPE_CHECKING:
@@ -808,7 +808,7 @@ def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -
     if not isinstance(model.family, Poisson | NegativeBinomial):
         also = "; observed_fitted() draws proportions" if isinstance(model.family, Binomial) else ""
         raise NotSupportedError(f"a rootogram is of Poisson or negative binomial counts, not {model.family}{also}")
-    from ._summaries import count_distribution
+    from .inference.summaries import count_distribution
 
     distribution = count_distribution(model)
     y = np.rint(np.asarray(model._design.y)).astype(int)

@@ -19,35 +19,35 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from . import _programs as programs
 from ._arguments import checked, choice
-from ._basis import inverse_of_lower
-from ._bordered import selected_inverse
-from ._buckets import fill_rows
-from ._control import Control
-from ._covariance import cov_to_sdcor
-from ._design import Design
-from ._fit import Estimates, FitStats, Problem, Scaling
-from ._fit_glmm import GeneralisedProblem, scale_design
-from ._linalg import eliminate, factorise, penalised
-from ._objective import log_density_constant, pieces, products_at, working_weights
-from ._pirls import Blocked, Parameters, reduce_fixed, row_sums
-from ._precision import x64
-from ._quadrature import marginal
+from .algebra.bordered import selected_inverse
+from .algebra.linalg import eliminate, factorise, penalised
+from .compiling import programs
+from .compiling.buckets import fill_rows
+from .compiling.precision import x64
 from .families import Family
+from .fit.control import Control
+from .fit.glmm import GeneralisedProblem, scale_design
+from .fit.problem import Estimates, FitStats, Problem, Scaling
+from .model.basis import inverse_of_lower
+from .model.covariance import cov_to_sdcor
+from .model.design import Design
+from .objective.laplace import log_density_constant, pieces, products_at, working_weights
+from .objective.pirls import Blocked, Parameters, reduce_fixed, row_sums
+from .objective.quadrature import marginal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ._anova import WaldTest
-    from ._approximation import QuadratureError
-    from ._bootstrap import Bootstrap
-    from ._frame import ModelData
-    from ._influence import Influence, Sensitivity
-    from ._likelihood import Point
-    from ._means import MarginalMeans
-    from ._profile import Profile
-    from ._summary import Summary
+    from .formula.frame import ModelData
+    from .inference.anova import WaldTest
+    from .inference.approximation import QuadratureError
+    from .inference.bootstrap import Bootstrap
+    from .inference.influence import Influence, Sensitivity
+    from .inference.likelihood import Point
+    from .inference.means import MarginalMeans
+    from .inference.profile import Profile
+    from .report.summary import Summary
 
 SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
 
@@ -132,7 +132,7 @@ class VarCorr(list[VarCorrBlock]):
         return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
 
     def __str__(self) -> str:
-        from ._summary import varcorr_text
+        from .report.summary import varcorr_text
 
         return varcorr_text(self, variance=False)
 
@@ -387,7 +387,7 @@ class MixedModel:
         """
         type = type or ("response" if self.is_linear else "deviance")
         if type == "quantile":
-            from ._summaries import quantile_residuals
+            from .inference.summaries import quantile_residuals
 
             return pd.Series(quantile_residuals(self, seed), index=self._data.row_index, name="quantile_residual")
         mu, slope, variance, deviance = self._moments
@@ -480,7 +480,7 @@ class MixedModel:
             raise ValueError("cluster is for type='robust'")
         names = list(self._data.x_names)
         if type == "robust":
-            from ._influence import robust_covariance
+            from .inference.influence import robust_covariance
 
             joint = robust_covariance(self, cluster)
             joint.iloc[:, :] = self._shown(joint.to_numpy(), self._design.n_theta)
@@ -497,7 +497,7 @@ class MixedModel:
     def _joint_covariance(self) -> np.ndarray:
         """(P, P) covariance of all parameters, of what is determined of the fixed effects."""
         if self.is_linear:
-            from ._influence import Sensitivity
+            from .inference.influence import Sensitivity
 
             half = Sensitivity(self, self.REML).half
             return np.asarray(2.0 * half @ half.T)
@@ -566,7 +566,7 @@ class MixedModel:
         """
         if self.is_linear and ddf is not None:
             if ddf not in self._tables:
-                from ._ddf import coefficient_table
+                from .inference.ddf import coefficient_table
 
                 self._tables[ddf] = coefficient_table(self, ddf)
             return self._tables[ddf].copy()
@@ -609,7 +609,7 @@ class MixedModel:
             made = self.profile(limit=max(half_width, 2.0)) if profile is None else profile
             return made.confint(level)
         if chosen == "uniroot":
-            from ._profile import profile as trace
+            from .inference.profile import profile as trace
 
             return trace(self, None, half_width, half_width).confint(level)
         if chosen == "boot":
@@ -637,7 +637,7 @@ class MixedModel:
             By name: estimate, std_error; "transformed" (its log, or Fisher's z of a correlation), its standard error,
             and "scale" ("log" or "z"). NaN errors where the estimate is on its boundary.
         """
-        from ._likelihood import sdcor_table
+        from .inference.likelihood import sdcor_table
 
         return sdcor_table(self)
 
@@ -660,7 +660,7 @@ class MixedModel:
 
         Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 5.1.
         """
-        from ._profile import profile
+        from .inference.profile import profile
 
         return profile(self, which, limit)
 
@@ -740,7 +740,7 @@ class MixedModel:
             dict: grouping factor -> DataFrame with a row per component: sdev (relative to sigma), proportion
             (of the variance), cumulative; ``attrs["rotation"]`` has the directions.
         """
-        from ._summaries import re_pca
+        from .inference.summaries import re_pca
 
         return re_pca(self)
 
@@ -763,7 +763,7 @@ class MixedModel:
 
         Source: Nakagawa, Johnson & Schielzeth 2017, J. R. Soc. Interface 14(134); Johnson 2014.
         """
-        from ._summaries import icc
+        from .inference.summaries import icc
 
         return icc(self, null)
 
@@ -775,7 +775,7 @@ class MixedModel:
 
         Source: Nakagawa & Schielzeth 2013, Methods Ecol. Evol. 4(2); Johnson 2014, Methods Ecol. Evol. 5(9).
         """
-        from ._summaries import r2
+        from .inference.summaries import r2
 
         return r2(self, null)
 
@@ -834,7 +834,7 @@ class MixedModel:
             DataError: a column is missing, or new levels (named) without allow_new_levels; an offset array of the fit
                 has no counterpart in newdata (give offset=).
         """
-        from ._predict import predict
+        from .inference.predict import predict
 
         return predict(self, newdata, re_form, type, allow_new_levels, offset, se, level, given, interval)
 
@@ -854,7 +854,7 @@ class MixedModel:
             ValueError: an unknown coefficient, a wrong shape, or hypotheses that contradict each other.
             NotSupportedError: ddf for a generalised model.
         """
-        from ._anova import wald_test
+        from .inference.anova import wald_test
 
         return wald_test(self, L, rhs, ddf)
 
@@ -878,7 +878,7 @@ class MixedModel:
 
         Source: Chen et al. 2016, Am. J. Hum. Genet. 98; see `_score.py`.
         """
-        from ._score import score_test
+        from .inference.score import score_test
 
         return score_test(self, covariates, adjust)
 
@@ -909,7 +909,7 @@ class MixedModel:
         Raises:
             NotSupportedError: a custom family without sampler; prior weights that are not trials or precisions.
         """
-        from ._simulate import simulate_model
+        from .inference.simulate import simulate_model
 
         return simulate_model(self, nsim, seed, re_form, use_u, labels)
 
@@ -937,7 +937,7 @@ class MixedModel:
             `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
             failed are counted and kept apart.
         """
-        from ._bootstrap import bootstrap
+        from .inference.bootstrap import bootstrap
 
         return bootstrap(self, nsim, seed, kind, statistic, batched)
 
@@ -960,7 +960,7 @@ class MixedModel:
         Returns:
             `MarginalMeans`: `frame`, and `pairs(adjust)` for all differences.
         """
-        from ._means import marginal_means
+        from .inference.means import marginal_means
 
         return marginal_means(self, by, at, type, level, ddf)
 
@@ -972,20 +972,20 @@ class MixedModel:
 
         Source: Hedeker, du Toit, Demirtas & Gibbons 2018, Biometrics 74 (GLMMadaptive's marginal_coefs).
         """
-        from ._means import marginal_coefficients
+        from .inference.means import marginal_coefficients
 
         return marginal_coefficients(self)
 
     def vif(self) -> pd.DataFrame:
         """Generalised variance-inflation factors of the terms (Fox & Monette 1992): GVIF, df, GVIF^(1/(2 df))."""
-        from ._summaries import vif
+        from .inference.summaries import vif
 
         return vif(self)
 
     # ---- influence ---------------------------------------------------------------------------------
     @cached_property
     def _sensitivity(self) -> Sensitivity:
-        from ._influence import Sensitivity
+        from .inference.influence import Sensitivity
 
         return Sensitivity(self)
 
@@ -997,7 +997,7 @@ class MixedModel:
 
         By the implicit function theorem at the estimates; of a REML fit those of its ML fit.
         """
-        from ._influence import sensitivity
+        from .inference.influence import sensitivity
 
         return sensitivity(self, what)
 
@@ -1015,7 +1015,7 @@ class MixedModel:
         Returns:
             `Influence`: `change`, `cooks_distance()`, `dfbeta()`, `dfbetas()`, `to_frame()`, `plot()`.
         """
-        from ._influence import influence
+        from .inference.influence import influence
 
         return influence(self, groups, method, batched)
 
@@ -1039,7 +1039,7 @@ class MixedModel:
         Raises:
             NotSupportedError: several grouping factors, more than 4 random effects per level, or a linear model.
         """
-        from ._approximation import quadrature_error
+        from .inference.approximation import quadrature_error
 
         return quadrature_error(self, k, tol, shift)
 
@@ -1054,7 +1054,7 @@ class MixedModel:
             Columns level, z, density (scaled to the standard normal's at z = 0), normal (that density),
             ratio (t(z), their quotient; 1 everywhere where Laplace's approximation is exact).
         """
-        from ._approximation import integrands
+        from .inference.approximation import integrands
 
         return integrands(self, axis, z)
 
@@ -1071,7 +1071,7 @@ class MixedModel:
         Returns:
             Figure, and the data in it.
         """
-        from ._approximation import plot_integrands
+        from .inference.approximation import plot_integrands
 
         return plot_integrands(self, kind, axis, levels, z)
 
@@ -1083,13 +1083,13 @@ class MixedModel:
 
     @cached_property
     def _separation_sentence(self) -> str:
-        from ._summary import separation_sentence
+        from .report.summary import separation_sentence
 
         return separation_sentence(self)
 
     @cached_property
     def _approximation_note(self) -> str:
-        from ._approximation import notable
+        from .inference.approximation import notable
 
         return notable(self)
 
@@ -1146,7 +1146,7 @@ class MixedModel:
         Matrices are dense, Z (n, q) with columns term by term, level by level, and nothing is permuted: L is the lower
         factor of Lambda'Z'WZ Lambda + I in that order. Positions count from 0.
         """
-        from ._getme import get_me
+        from .inference.getme import get_me
 
         return get_me(self, name)
 
@@ -1156,7 +1156,7 @@ class MixedModel:
         For a linear model it is theta -> what was minimised, beta and sigma profiled out.
         """
         if self.is_linear:
-            from ._pls import lmm_deviance
+            from .objective.pls import lmm_deviance
 
             criterion = jax.jit(partial(lmm_deviance, REML=self.REML))
 
@@ -1201,7 +1201,7 @@ class MixedModel:
             One row per column: standard deviations, correlations, sigma and fixed effects, their standard errors
             ("se_" + name), loglik, converged, singular.
         """
-        from ._bootstrap import refit_many
+        from .inference.bootstrap import refit_many
 
         return refit_many(self, responses)
 
@@ -1228,7 +1228,7 @@ class MixedModel:
             ddf: for linear models "satterthwaite" or "kenward-roger" degrees of freedom and p-values; None
                 prints t values alone.
         """
-        from ._summary import Summary
+        from .report.summary import Summary
 
         return Summary(self, correlation, ddf)
 
@@ -1269,12 +1269,12 @@ class MixedModel:
 
     def messages(self) -> list[str]:
         """Notes and warnings about the data and the fit, one sentence each."""
-        from ._summary import messages
+        from .report.summary import messages
 
         return messages(self)
 
     def __str__(self) -> str:
-        from ._summary import short_text
+        from .report.summary import short_text
 
         return short_text(self)
 

@@ -42,8 +42,8 @@ def drop_compiled_programs() -> Iterator[None]:
     """Forget the programs of a test file: each holds memory maps, and a process may have only so many (65,530)."""
     yield
     jax.clear_caches()
-    if "glmmjax._programs" in sys.modules:
-        sys.modules["glmmjax._programs"].forget()
+    if "glmmjax.compiling.programs" in sys.modules:
+        sys.modules["glmmjax.compiling.programs"].forget()
     gc.collect()
 
 

@@ -235,7 +235,7 @@ ARITHMETIC = {"Family", "Link", "Unstructured", "Diagonal"}
 def test_the_table_has_every_method_of_results() -> None:
     """Those of all classes that annotations of public functions, methods, properties and fields lead to."""
     classes: dict[str, type] = {}
-    for module in pkgutil.iter_modules(gj.__path__, "glmmjax."):
+    for module in pkgutil.walk_packages(gj.__path__, "glmmjax."):
         for name, kind in vars(importlib.import_module(module.name)).items():
             if inspect.isclass(kind) and kind.__module__ == module.name and not name.startswith("_"):
                 classes.setdefault(name, kind)

@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_close, load_data, reference_model
 
 import glmmjax
-from glmmjax import _rehearsal, _steps, datasets
+from glmmjax import _ahead, _steps, datasets
 from glmmjax._cli import main
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
@@ -155,7 +155,7 @@ def stub(monkeypatch):
 
     monkeypatch.setattr(glmmjax, "glmer_setup", setup, raising=False)
     monkeypatch.setattr(_steps, "fit", fit)
-    monkeypatch.setattr(_rehearsal, "fit_for_summary", fit)
+    monkeypatch.setattr(_ahead, "fit_for_summary", fit)
     return calls
 
 

@@ -306,7 +306,7 @@ def test_custom_refuses(aux: dict[str, float], match: str) -> None:
 
 
 def test_hessian_choice() -> None:
-    from glmmjax._objective import resolve_hessian
+    from glmmjax.objective.laplace import resolve_hessian
 
     custom = families.Custom(binomial_logpdf, "logit")
     assert resolve_hessian(None, families.get("binomial(probit)")) == "expected"

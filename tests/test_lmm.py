@@ -21,8 +21,8 @@ from helpers import all_models, assert_close, fixed_params, load_data, reference
 
 import glmmjax as gj
 from glmmjax import _cli
-from glmmjax._covariance import Unstructured
-from glmmjax._precision import x64
+from glmmjax.compiling.precision import x64
+from glmmjax.model.covariance import Unstructured
 
 SLEEP = "Reaction ~ Days + (Days | Subject)"
 #: the optimiser's trace printed in Bates's slides "Theory of linear mixed models" (ML, classroom)
@@ -78,7 +78,7 @@ def test_slides_trace() -> None:
 
 def dense_criterion(theta: np.ndarray, design: gj.Design, REML: bool) -> float:
     """Minus twice the log density of y (of the residual contrasts) under V = W^-1 + Z Lambda Lambda' Z'."""
-    from glmmjax._design import factors
+    from glmmjax.model.design import factors
 
     n, p = design.n, design.p
     V = np.diag(1.0 / np.asarray(design.weights))

@@ -1,4 +1,4 @@
-# Frozen results of R for tests/test_parse.py and tests/test_frame.py: terms, update, deparse; model matrices,
+# Frozen results of R for tests/formula/test_parse.py and test_frame.py: terms, update, deparse; model matrices,
 # transforms on new data, random-effects terms.
 # Run in this folder: Rscript model_matrix.R   (needs lme4, splines, jsonlite); writes model_matrix.json
 suppressMessages({library(lme4); library(splines); library(jsonlite)})

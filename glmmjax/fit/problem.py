@@ -1,0 +1,635 @@
+"""From a design to estimates: minimisation, its judgement, and the form estimates are reported in.
+
+Works on arrays; knows no formulas and no labels. `Problem` is what a kind of model supplies: `_fit_glmm` and
+`_fit_lmm` have one each, with the programs that are compiled once per structure and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..families import LOG_PHI_MAX, Family, reported
+from ..model.basis import Basis, cancelling_start
+from ..model.covariance import has_mirror, mirrored, settle, undecided
+from ..model.design import Design, off_ridge
+from . import optimise as opt
+from .separation import Separation
+
+#: theta columns below this norm are tried at exactly zero (DESIGN: singular fits)
+NEAR_ZERO = 1e-3
+ZERO_COST = 1e-8
+#: Eigenvalues of a Hessian, each parameter in units of its own curvature: below FLAT a direction is undetermined by the
+#: data, below CONCAVE (the error of differences) the point is no minimum. Curvatures below LEAST_CURVATURE deviance
+#: units per squared unit, or that part of the largest one, are nothing and may be noise.
+FLAT, CONCAVE = 1e-8, -1e-5
+LEAST_CURVATURE, LEAST_PART = 1e-3, 1e-10
+#: A parameter that moves by this part of itself along undetermined directions is undetermined.
+UNDETERMINED = 0.3
+#: Where the curvature of the deviance in the log of a dispersion is below this, the limit at infinity is tried: with
+#: a larger one the limit is worse, by about half of it in units of the deviance.
+BARELY_DISPERSED = 1.0
+#: Times the largest response: a dispersion so near infinity that the deviance is linear in its inverse from there on.
+FAR = 1e8
+#: A column of T at 0 is raised to this to see the curvature there (squared, it is the error relative to it).
+BESIDE = 3e-4
+#: A minimum is another one if it is lower by this.
+ANOTHER = 1e-6
+#: times that a singular fit is settled, as it may turn out to be no minimum
+SETTLINGS = 3
+#: evaluations whose point and deviance are kept
+PATH_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Internal units of a design, undone exactly in every result.
+
+    X = Xs A with Xs'Xs = n I (A from the QR factorisation of X), so that beta_s = A beta; z and theta as in `_basis`.
+    """
+
+    A: np.ndarray  # (p, p)
+    basis: Basis
+    n_phi: int
+
+    def jacobian(self, joint: bool) -> np.ndarray:
+        """d(internal parameters) / d(theta, beta, log phi); without beta if `joint`."""
+        parts = [self.basis.C, *([] if joint else [self.A]), np.eye(self.n_phi)]
+        return block_diagonal(parts)
+
+    def external(self, x: np.ndarray, joint: bool) -> np.ndarray:
+        """Internal -> (theta, beta, log phi), or without beta if `joint`; along the first axis of x."""
+        t, p = self.basis.C.shape[0], 0 if joint else self.A.shape[0]
+        beta = np.linalg.solve(self.A, x[t : t + p]) if p else x[t:t]
+        return np.concatenate([self.basis.outer(x[:t]), beta, x[t + p :]])
+
+
+@dataclass(frozen=True)
+class FitStats:
+    """How a fit went.
+
+    Attributes:
+        evaluations: of deviance and gradient together, in the search.
+        hessian_evaluations: further ones spent on the Hessian.
+        pirls_iterations: in all evaluations.
+        decrement: (1/2) g'H^-1 g at the estimates, deviance units.
+        status: code; `message` is what it means.
+        restarts: from points that were not minima.
+        path: (evaluations, P + 2) array: theta, beta, log phi evaluated, deviance, decrement.
+    """
+
+    evaluations: int
+    hessian_evaluations: int
+    pirls_iterations: int
+    decrement: float
+    status: int
+    message: str
+    restarts: int
+    path: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimates of a design, NumPy throughout.
+
+    `hessian` is that of the deviance over (theta, beta, log phi), without beta for nAGQ = 0; `covariance` is
+    twice its inverse without the directions undetermined by the data, and `ridge` has the positions of the
+    parameters that these move. Both are judged in internal units. Where rows are separated (`separation`), estimates
+    are those at infinity, but that beta is only so far out that these rows have likelihoods of 1 but for rounding;
+    `covariance` is then that of what the other rows determine, and `separation` knows which functions of beta they do.
+    A linear mixed model has sigma and RX (p, p), upper triangular with sigma^2 (RX'RX)^-1 the covariance of beta; its
+    `hessian` is the average information of theta.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    phi: np.ndarray
+    u: tuple[np.ndarray, ...]
+    objective: float
+    gradient: np.ndarray
+    hessian: np.ndarray
+    covariance: np.ndarray
+    converged: bool
+    ridge: tuple[int, ...]
+    stats: FitStats
+    sigma: float = 1.0
+    RX: np.ndarray | None = None
+    separation: Separation | None = None
+
+
+class Start(NamedTuple):
+    """Where a search starts, in internal units."""
+
+    x: Any  # (P,)
+    inverse: Any  # (P, P) guess of the inverse Hessian
+    carry: Any
+    constant: Any  # part of the deviance that no parameter enters
+
+
+class Problem:
+    """One design in internal units on the device, ready to be minimised from any start.
+
+    Attributes:
+        original: the design in the user's units.
+        scaling: between these and the internal ones.
+        joint: whether beta is not among the outer parameters.
+        exact: whether the search ends with an exact Hessian instead of one by differences.
+    """
+
+    original: Design
+    scaling: Scaling
+    family: Family
+    joint: bool
+    exact: bool
+    #: whether a search with its own metric reports that as the Hessian
+    guided: bool = False
+    #: called in another thread while programs are compiled, if they have to be
+    meanwhile: Callable[[], None] | None = None
+
+    def with_rows(self, name: str, values: np.ndarray) -> Self:
+        """The same design with another "y" or other "weights" (n,), where rows of weight 0 count as absent.
+
+        Nothing else is copied or scaled again.
+        """
+        raise NotImplementedError
+
+    def start(self, start: dict[str, np.ndarray]) -> Start:
+        """Point, inverse metric, carry and constant to start from; `start` as for `estimate`."""
+        raise NotImplementedError
+
+    def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
+        """The whole search as one compiled program. metric: "own" or "bfgs"."""
+        raise NotImplementedError
+
+    def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
+        """One evaluation of the same search, for a driver on the host."""
+        raise NotImplementedError
+
+    def evaluate(self, x: Array, carry: Any, constant: Any) -> tuple[Array, Array, Any, Array]:
+        """Deviance, gradient, carry and inner iterations at x."""
+        raise NotImplementedError
+
+    def deviance(self, x: Array, carry: Any, constant: Any) -> Array:
+        """The deviance at x as a differentiable function."""
+        raise NotImplementedError
+
+    def exact_hessian(self, x: Array, carry: Any, constant: Any) -> Array:
+        """(P, P) by automatic differentiation."""
+        raise NotImplementedError
+
+    def separation(self, begin: Start) -> Separation | None:
+        """What of the response is separated. A search for estimates at infinity ends anywhere, the other parameters
+        with it: instead `settled` is fitted, and `unsettled` has its estimates as those of this problem."""
+        return None
+
+    def settled(self, separation: Separation) -> Problem:
+        """The problem without the separated rows, of the same shape; see `_separation.settled`."""
+        raise NotImplementedError
+
+    def unsettled(self, estimates: Estimates, separation: Separation) -> Estimates:
+        """Estimates of `settled`, in the limit those of this problem."""
+        raise NotImplementedError
+
+    def complete(self, estimates: Estimates, carry: Any) -> Estimates:
+        """Add what only this kind of model estimates."""
+        return estimates
+
+    def run(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any = False) -> opt.Found:
+        """Search from a start; the result is on the host."""
+        out = self._search(begin, limits, metric, verbose)
+        if not self.exact:
+            return out
+        for _ in range(3):
+            H = self.exact_hessian(out.x, out.carry, begin.constant)
+            out = out._replace(hessian=np.asarray(H))
+            inverse = safe_inverse(out.hessian)
+            move = -inverse @ out.g
+            if -0.5 * out.g @ move <= limits.tol or out.status != opt.CONVERGED:
+                break
+            # the exact Hessian promises a gain that the search's own metric did not see
+            before = out.numbers
+            out = self._search(Start(out.x + move, inverse, out.carry, begin.constant), limits, metric, verbose)
+            out = out._replace(numbers=np.concatenate([out.numbers[:3], out.numbers[3:] + before[3:]]))
+        return out
+
+    def _search(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any) -> opt.Found:
+        if not verbose:
+            return self.minimise(begin, limits, metric)
+        report = verbose if callable(verbose) else _print_progress
+        state = opt.initial_state(jnp.asarray(begin.x), jnp.asarray(begin.inverse), begin.carry, PATH_LENGTH)
+        while opt.is_running(state):
+            state = self.advance(state, begin, limits, metric)
+            best = float(state.f)
+            if not np.isfinite(best):  # nothing accepted yet: what was evaluated
+                best = float(state.path[0, -2])
+            report(int(state.evaluations), best, self.external(np.asarray(state.x)))
+        out: opt.Found = jax.device_get(self.finish(opt.found(state)))
+        return out
+
+    def finer(self, found: opt.Found) -> Problem | None:
+        """The same problem computed with more digits, where a search has ended at a point that needs them."""
+        return None
+
+    def objection(self, found: opt.Found) -> int | None:
+        """Status of an end that cannot be an estimate, however it was found; None if there is nothing to object."""
+        return None
+
+    def finish(self, found: opt.Found) -> opt.Found:
+        """What `minimise` does to the end of its search."""
+        return found
+
+    def external(self, x: np.ndarray) -> np.ndarray:
+        """Internal parameters -> (theta, beta, log phi), or without beta if `joint`."""
+        return self.scaling.external(x, self.joint)
+
+
+def unpacked(packed: Any, begin: Start) -> opt.Found:
+    """On the host, the end of a search that `_optimise.pack` has packed."""
+    return opt.unpack(np.asarray(packed), begin.x.size, PATH_LENGTH, begin.carry)
+
+
+def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    """Square blocks along the diagonal of one matrix."""
+    size = sum(b.shape[0] for b in blocks)
+    out, at = np.zeros((size, size)), 0
+    for b in blocks:
+        out[at : at + b.shape[0], at : at + b.shape[0]] = b
+        at += b.shape[0]
+    return out
+
+
+def safe_inverse(H: np.ndarray) -> np.ndarray:
+    """Inverse of a symmetric matrix with its eigenvalues held away from 0."""
+    values, vectors = np.linalg.eigh(0.5 * (H + H.T))
+    floor = max(1e-8 * float(values.max(initial=0.0)), 1e-8)
+    out: np.ndarray = (vectors / np.maximum(values, floor)) @ vectors.T
+    return out
+
+
+def _print_progress(evaluation: int, deviance: float, parameters: np.ndarray) -> None:
+    shown = " ".join(f"{v:.5g}" for v in parameters[:8])
+    print(f"{evaluation:4d}  {deviance:.8f}  {shown}{' ...' if parameters.size > 8 else ''}")
+
+
+def estimate(
+    problem: Problem,
+    start: dict[str, np.ndarray] | None = None,
+    tol: float = 1e-10,
+    max_evaluations: int = 500,
+    optimizer: Any = "auto",
+    verbose: Any = False,
+) -> Estimates:
+    """Minimise the deviance of a design.
+
+    Args:
+        start: any of "theta" (n_theta,), "beta" (p,), "phi" (n_phi,).
+        verbose: False, True, or a callable (evaluation, deviance, parameters).
+    """
+    begin = problem.start(start or {})
+    separation = problem.separation(begin)
+    if separation is not None:
+        given = {k: separation.known(v) if k == "beta" else v for k, v in (start or {}).items()}
+        rest = estimate(problem.settled(separation), given, tol, max_evaluations, optimizer, verbose)
+        return problem.unsettled(rest, separation)
+    limits = opt.Limits(tol, max_evaluations, not problem.exact)
+    whole, metric, extra = limits, "bfgs" if optimizer == "bfgs" else "own", 0
+    outside = optimizer not in ("auto", "bfgs")
+    if outside:
+        from .other_optimisers import search
+
+        begin, extra = search(problem, optimizer, begin, tol, max_evaluations)
+        limits = limits._replace(max_evaluations=1)
+    state = problem.run(begin, limits, metric, verbose)
+    far = None if outside or "theta" in (start or {}) else cancelling_start(problem.original)
+    if far is not None:
+        given = {**(start or {}), "theta": problem.scaling.basis.outer(far)}
+        other = problem.run(problem.start(given), limits, metric, verbose)
+        state, worse = (other, state) if other.f < state.f else (state, other)
+        extra += worse.search_evaluations
+    finer = problem.finer(state)
+    if finer is not None:
+        problem, metric, limits, extra = finer, "bfgs", whole, extra + state.search_evaluations
+        begin = Start(state.x, safe_inverse(state.hessian), state.carry, begin.constant)
+        state = problem.run(begin, limits, metric)
+        if state.status != opt.CONVERGED:  # rounding may have led the first search far astray
+            other = problem.run(problem.start(start or {}), limits, metric)
+            state, worse = (other, state) if other.f < state.f else (state, other)
+            extra += worse.search_evaluations
+    state, spent = _settle_dispersion(problem, begin, state, whole)
+    extra += spent
+    state, restarts, spent = _settle(problem, begin, state, limits, metric, verbose)
+    extra += spent
+    if not outside and "theta" not in (start or {}):
+        other, spent = _other_signs(problem, begin, state, limits, metric, verbose)
+        extra += spent
+        if other is not state:
+            state, restarts, spent = _settle(problem, begin, other, limits, metric, verbose)
+            extra += spent
+    return _report(problem, state, restarts, extra, limits, outside)
+
+
+def searched(
+    problem: Problem, start: dict[str, np.ndarray], limits: opt.Limits
+) -> tuple[Problem, opt.Found, Separation | None]:
+    """The end of one search, columns of 0 at 0, the problem that was searched, and what was separated and left out."""
+    begin = problem.start(start)
+    separation = problem.separation(begin)
+    if separation is not None:
+        problem = problem.settled(separation)
+        begin = problem.start({k: separation.known(v) if k == "beta" else v for k, v in start.items()})
+    found, _ = _settle_singular(problem, begin, problem.run(begin, limits, "own"), limits, "own")
+    return problem, found, separation
+
+
+def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estimates:
+    """What `estimate` reports, at a point that was found elsewhere; nothing is searched.
+
+    Args:
+        x: (P,) theta, beta, log phi (theta, log phi for nAGQ = 0, theta for a linear model).
+
+    Raises:
+        ValueError: the deviance is not finite there.
+    """
+    begin = problem.start({"theta": x[: problem.original.n_theta]})
+    limits = opt.Limits(0.1 * enough, 1, not problem.exact)
+    state = problem._search(begin._replace(x=problem.scaling.jacobian(problem.joint) @ x), limits, "own", False)
+    if not np.isfinite(state.f):
+        raise ValueError("the deviance is not finite at this point")
+    if problem.guided or problem.exact:  # a search's own metric says nothing about a point that is no minimum
+        state = state._replace(hessian=np.asarray(problem.exact_hessian(state.x, state.carry, begin.constant)))
+    numbers = state.numbers.copy()
+    numbers[2] = opt.NOT_MINIMUM  # unless the report finds that it is one
+    found = _report(problem, state._replace(numbers=numbers), 0, 0, limits, True)
+    separation = problem.separation(begin)
+    if separation is None:
+        return found
+    t, p = problem.original.n_theta, 0 if problem.joint else problem.original.p
+    at = np.concatenate([x[:t], separation.known(x[t : t + p]) if p else x[:0], x[t + p :]])
+    rest = problem.unsettled(estimate_at(problem.settled(separation), at, enough), separation)
+    near = rest.converged and found.objective - rest.objective < enough
+    stats = rest.stats if near else replace(rest.stats, status=opt.NOT_MINIMUM, message=opt.MESSAGES[opt.NOT_MINIMUM])
+    return replace(rest, beta=found.beta, u=found.u, objective=found.objective, converged=near, stats=stats)
+
+
+class Curvature(NamedTuple):
+    """Eigen-decomposition of the Hessian with each parameter in units of its own curvature.
+
+    In these units 1 is a parameter determined by itself, 0 a direction the data say nothing about.
+    """
+
+    values: np.ndarray  # (P,), NaN if the Hessian is not finite
+    vectors: np.ndarray  # (P, P)
+    units: np.ndarray  # (P,) internal units of each parameter
+
+    @property
+    def flat(self) -> np.ndarray:
+        """(P,) directions that the data do not determine."""
+        return self.values < FLAT
+
+    @property
+    def minimum(self) -> bool:
+        """No direction of negative curvature beyond the error of the differences."""
+        return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > CONCAVE)
+
+
+def at_limit(family: Family, x: np.ndarray) -> np.ndarray:
+    """(..., P) which of the parameters are dispersions at infinity."""
+    out = np.zeros(x.shape, bool)
+    if family.limit and family.phi_names:
+        out[..., -1] = x[..., -1] >= LOG_PHI_MAX
+    return out
+
+
+def curvature(H: np.ndarray) -> Curvature:
+    """See `Curvature`."""
+    P = H.shape[0]
+    if not np.isfinite(H).all():
+        return Curvature(np.full(P, np.nan), np.eye(P), np.ones(P))
+    diagonal = np.abs(np.diag(H))
+    units = 1.0 / np.sqrt(np.maximum(diagonal, max(LEAST_CURVATURE, LEAST_PART * diagonal.max(initial=0.0))))
+    values, vectors = np.linalg.eigh(H * np.outer(units, units))
+    return Curvature(values, vectors, units)
+
+
+def _positive_definite(H: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(H)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(H).all())
+
+
+def _settle(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
+) -> tuple[opt.Found, int, int]:
+    """A minimum in canonical form from the end of a search; restarts and further evaluations."""
+    restarts, extra = 0, 0
+    for _ in range(SETTLINGS):
+        state, left, more = _leave_saddles(problem, begin, state, limits, metric, verbose)
+        state, further = _settle_singular(problem, begin, state, limits, metric)
+        restarts, extra = restarts + left, extra + more + further
+        if not further or curvature(state.hessian).minimum:
+            break
+    return state, restarts, extra
+
+
+def _other_signs(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
+) -> tuple[opt.Found, int]:
+    """The best of searches from correlations of the other sign, where the estimates say little about them.
+
+    With few levels the deviance may have a minimum on either side of an independence, often on the boundary.
+    """
+    extra, t = 0, problem.original.n_theta
+    for term in filter(lambda term: has_mirror(term.structure), problem.original.terms):
+        x, H = np.array(state.x), state.hessian
+        if state.status != opt.CONVERGED or not np.isfinite(H).all():
+            break
+        variance = 2.0 * np.diag(safe_inverse(H))
+        if not undecided(x[:t][term.theta], variance[:t][term.theta], term.structure.k):
+            continue
+        T = term.structure.host_factor(x[:t][term.theta])
+        x[:t][term.theta] = term.structure.theta_of(mirrored(T * term.structure.flip(T)))
+        found = problem.run(begin._replace(x=x, carry=state.carry), limits, metric, verbose)
+        state, worse = (found, state) if found.f < state.f - ANOTHER else (state, found)
+        extra += worse.search_evaluations
+    return state, extra
+
+
+def _leave_saddles(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str, verbose: Any
+) -> tuple[opt.Found, int, int]:
+    """Restart along a direction of negative curvature: a column of T at 0 is always stationary."""
+    restarts, extra = 0, 0
+    while restarts < 4:
+        if _positive_definite(state.hessian):
+            break
+        shape = curvature(state.hessian)
+        if shape.minimum or not np.isfinite(shape.values).all():
+            break
+        direction = shape.units * shape.vectors[:, int(np.argmin(shape.values))]
+        # as far as a random effect's sd may be, not as the curvature at the saddle says
+        trial = state.x + 0.3 * direction / np.abs(direction).max()
+        again = problem.run(begin._replace(x=trial, carry=state.carry), limits, metric, verbose)
+        extra += state.search_evaluations
+        restarts += 1
+        if not again.f < state.f - 1e-9:
+            break
+        state = again
+    return state, restarts, extra
+
+
+def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits) -> tuple[opt.Found, int]:
+    """The fit at the family's limit, its dispersion infinite, where that costs nothing.
+
+    There the deviance is flat in the log of the dispersion, which no search moves, and the rest is the limit's own fit.
+    """
+    if not problem.family.limit or not problem.family.phi_names or not np.isfinite(state.f):
+        return state, 0
+    if not barely_dispersed(np.asarray(state.hessian)):
+        return state, 0
+
+    def at(log_phi: float, near: opt.Found, limits: opt.Limits) -> opt.Found:
+        x = np.append(near.x[:-1], log_phi)
+        return problem.run(Start(x, begin.inverse, near.carry, begin.constant), limits, "bfgs")
+
+    found = at(LOG_PHI_MAX, state, limits)
+    if not found.f <= state.f + ZERO_COST:
+        return state, found.search_evaluations
+    spent = state.search_evaluations
+    # a search that began far out may have stayed there: the deviance must rise on the way in
+    far = float(np.log(FAR * max(1.0, float(problem.original.y.max()))))
+    spent += 1
+    if at(far, found, limits._replace(max_evaluations=1, hessian=False)).g[-1] > 0.0:
+        again = at(float(np.log(problem.family.phi_start()[-1])), found, limits)
+        if again.f < found.f - ZERO_COST:
+            return again, spent + found.search_evaluations
+        spent += again.search_evaluations
+    return found, spent
+
+
+def barely_dispersed(H: np.ndarray) -> bool:
+    """Whether the deviance with Hessian H (P, P) is nearly flat in the last parameter, the others minimised over."""
+    if not _positive_definite(H):
+        return True
+    return bool(np.linalg.inv(H)[-1, -1] * BARELY_DISPERSED > 1.0)
+
+
+def _settle_singular(
+    problem: Problem, begin: Start, state: opt.Found, limits: opt.Limits, metric: str
+) -> tuple[opt.Found, int]:
+    """Report singular factors in canonical form: columns near 0 at exactly 0, rank-deficient T re-factored."""
+    extra = 0
+    design = problem.original
+    x = np.asarray(state.x)
+    t = design.n_theta
+    theta = x[:t]
+    proposal = theta.copy()
+    for term in design.terms:
+        part = theta[term.theta]
+        T = settle(term.structure.host_factor(part), term.structure, NEAR_ZERO)
+        proposal[term.theta] = term.structure.theta_of(T)
+    if np.array_equal(proposal, theta):
+        return state, extra
+    x0 = x.copy()
+    x0[:t] = proposal
+    once = limits._replace(max_evaluations=1)
+    settled = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
+    extra += settled.search_evaluations
+    if settled.f <= state.f + ZERO_COST:
+        # the search is still the first one; only the point and what was computed there change
+        numbers = settled.numbers.copy()
+        numbers[2], numbers[4] = state.numbers[2], state.numbers[4]
+        numbers[3] += state.numbers[3] - settled.numbers[4]
+        numbers[5] += state.numbers[5]
+        settled = settled._replace(numbers=numbers, path=state.path)
+        if problem.guided and metric == "own" and limits.hessian:
+            # at an exact zero the curvature cannot be read off the gradient
+            x0[:t] = off_ridge(x0[:t], design.terms, BESIDE, BESIDE)
+            beside = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
+            extra += beside.search_evaluations
+            settled = settled._replace(hessian=beside.hessian)
+        return settled, extra
+    return state, extra
+
+
+def _report(
+    problem: Problem,
+    state: opt.Found,
+    restarts: int,
+    extra: int,
+    limits: opt.Limits,
+    external_search: bool,
+) -> Estimates:
+    design, joint = problem.original, problem.joint
+    J = problem.scaling.jacobian(joint)
+    t, p = design.n_theta, design.p
+    x, g, H = state.x, state.g, state.hessian
+    parameters = problem.external(x)
+    theta = parameters[:t].copy()
+    beta_s = np.asarray(state.carry.beta) if joint else x[t : t + p]
+    beta = np.linalg.solve(problem.scaling.A, beta_s) if p else np.zeros(0)
+    signs = np.ones(J.shape[0])
+    u = [np.array(block[:m]) for block, m in zip(state.carry.u, design.n_levels, strict=True)]
+    for term in design.terms:
+        T = term.structure.host_factor(theta[term.theta])
+        flips = term.structure.flip(T)
+        if (flips < 0).any():
+            signs[term.theta] = np.where(term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0)
+            u[term.block][:, term.columns] *= flips
+    theta = theta * signs[:t] + 0.0
+    infinite = at_limit(problem.family, x)
+    # the deviance does not depend on an infinite dispersion: nothing else is moved by it
+    shape = curvature(H + np.diag(infinite.astype(float)))
+    along = shape.vectors.T @ (shape.units * g)
+    decrement = 0.5 * float(np.sum(np.where(shape.flat, 0.0, along**2 / np.where(shape.flat, 1.0, shape.values))))
+    if not np.isfinite(decrement):
+        decrement = state.decrement
+    minimum = shape.minimum
+    status = state.status
+    # BFGS and Newton certify their own tolerance; other searches stop by rules of theirs
+    enough = 1e-7 if external_search else 10.0 * float(limits.tol)
+    converged = minimum and np.isfinite(state.f) and decrement < enough
+    if external_search and converged:
+        status = opt.CONVERGED
+    elif converged and status in (opt.LINE_SEARCH, opt.EVALUATION_LIMIT):
+        status = opt.CONVERGED
+    elif not minimum and status == opt.CONVERGED:
+        status, converged = opt.NOT_MINIMUM, False
+    objection = problem.objection(state)
+    status = status if objection is None else objection
+    converged = converged and status == opt.CONVERGED
+    outer = J.T @ H @ J
+    outer = outer * np.outer(signs, signs)
+    root = signs[:, None] * problem.scaling.external(shape.units[:, None] * shape.vectors, joint)
+    covariance = 2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T
+    moved = (np.abs(root) > UNDETERMINED * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
+    ridge = tuple(int(i) for i in np.flatnonzero(moved))
+    # a coefficient that runs off has no finite variance; theta's ridges are rotations of a singular T
+    at = np.flatnonzero(moved & (np.arange(moved.size) >= t))
+    covariance[at, at] = np.inf
+    covariance[infinite, infinite] = np.inf
+    searched = state.search_evaluations
+    path = np.asarray(state.path)[:searched]
+    if path.size:
+        path = np.concatenate([problem.external(path[:, :-2].T).T, path[:, -2:]], axis=1)
+    phi = reported(x[t:] if joint else x[t + p :])
+    stats = FitStats(
+        evaluations=searched + extra,
+        hessian_evaluations=state.evaluations - searched,
+        pirls_iterations=state.inner,
+        decrement=decrement,
+        status=status,
+        message=opt.MESSAGES[status],
+        restarts=restarts,
+        path=path,
+    )
+    gradient = (J.T @ g) * signs
+    found = Estimates(theta, beta, phi, tuple(u), state.f, gradient, outer, covariance, converged, ridge, stats)
+    return problem.complete(found, state.carry)

@@ -1,0 +1,355 @@
+"""Bootstrap distributions of a model's estimates: simulated responses, resampled residuals, or resampled groups.
+
+Many replicates are fitted together (`_refits`); few each by the program that the fit itself compiled, on another
+response or on rows padded with weight 0 to one shape. Standard errors, and with them half of a fit's evaluations, are
+left out.
+
+Sources: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (groups), chapter 5 (intervals);
+Bates et al. 2015, J. Stat. Softw. 67(1), section 5.2 (parametric); Carpenter, Goldstein & Rasbash 2003, J. R. Stat.
+Soc. C 52 (residuals scaled to sigma).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .._arguments import checked
+from .._errors import DataError
+from ..compiling.precision import persistent_cache, x64
+from ..families import LOG_PHI_MAX, reported
+from ..fit import optimise as opt
+from ..fit.batch import Many
+from ..fit.glmm import GeneralisedProblem
+from ..fit.lmm import LinearProblem
+from ..fit.problem import FAR, Problem, searched
+from ..many.data import Labels
+from ..many.fit_many import standard_deviations
+from ..many.refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_rows, information_by_cluster
+from ..model.design import design_arrays
+from ..report.progress import progress
+from .profile import standard_focals
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
+
+KINDS = ("parametric", "semiparametric", "groups")
+INTERVALS = ("percentile", "basic", "normal")
+
+
+@checked()
+@dataclass(frozen=True, repr=False)
+class Bootstrap:
+    """Replicates as returned by `MixedModel.bootstrap`.
+
+    Attributes:
+        kind, seed: as asked for. frame: (nsim, statistics) values of the replicates; rows of failed refits are NaN.
+        observed: the statistics of the fit. failed: numbers of the replicates whose refit did not converge, whose
+            coefficients ran off (a separated response; those that do in the fit are NaN throughout), or whose levels do
+            not tell some fixed effect.
+        singular: how many of the others had a standard deviation below 1e-4.
+    """
+
+    kind: str
+    seed: Any
+    frame: pd.DataFrame
+    observed: pd.Series
+    failed: tuple[int, ...]
+    singular: int
+
+    @property
+    def good(self) -> pd.DataFrame:
+        """The replicates that converged."""
+        return self.frame.drop(index=list(self.failed))
+
+    def confint(self, level: float = 0.95, kind: str = "percentile") -> pd.DataFrame:
+        """Intervals from the replicates that converged, columns as R's.
+
+        Args:
+            kind: "percentile"; "basic", the percentiles reflected at the estimate; "normal", about the
+                estimate less the bias.
+        """
+        if kind not in INTERVALS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, INTERVALS))}, got {kind!r}")
+        values, tail = self.good, 0.5 * (1.0 - level)
+        low, high = (  # interpolated where neighbours are finite
+            values.quantile(q).fillna(values.quantile(q, interpolation="nearest")) for q in (tail, 1.0 - tail)
+        )
+        if kind == "basic":
+            low, high = 2.0 * self.observed - high, 2.0 * self.observed - low
+        elif kind == "normal":
+            middle = 2.0 * self.observed - values.mean()
+            half = NormalDist().inv_cdf(1.0 - tail) * values.std(ddof=1)
+            low, high = middle - half, middle + half
+        return pd.DataFrame({f"{100.0 * tail:g} %": low, f"{100.0 * (1.0 - tail):g} %": high})
+
+    def summary(self) -> pd.DataFrame:
+        """observed, bias, std_error and median by statistic."""
+        values = self.good
+        return pd.DataFrame(
+            {
+                "observed": self.observed,
+                "bias": values.mean() - self.observed,
+                "std_error": values.std(ddof=1),
+                "median": values.median(),
+            }
+        )
+
+    def __str__(self) -> str:
+        n = len(self.frame)
+        lines = [f"{self.kind.capitalize()} bootstrap, {n} replicates (seed {self.seed})"]
+        lines.append(self.summary().to_string(float_format=lambda v: f"{v:.5g}"))
+        if self.failed:
+            lines.append(f"{len(self.failed)} refits did not converge or ran off, and are left out")
+        if self.singular:
+            lines.append(f"{self.singular} refits were singular")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title = str(self).split("\n")[0]
+        return f"<p>{title}</p>" + self.summary().to_html(float_format="{:.5g}".format)
+
+
+def bootstrap(
+    model: MixedModel,
+    nsim: int = 1000,
+    seed: Any = 0,
+    kind: str = "parametric",
+    statistic: Callable[[MixedModel], Any] | None = None,
+    batched: bool | None = None,
+) -> Bootstrap:
+    """See `MixedModel.bootstrap`."""
+    if isinstance(nsim, bool) or not isinstance(nsim, (int, np.integer)) or nsim < 1:
+        raise ValueError(f"nsim must be a positive integer, got {nsim!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+    if statistic is not None:
+        return _of_statistic(model, int(nsim), seed, kind, statistic)
+    names = [f.name for f in standard_focals(model)]
+    observed = natural_values(model)
+    start = {"theta": model._estimates.theta, "phi": model._estimates.phi}
+    if not model.is_linear:
+        start["beta"] = model._estimates.beta
+    own = np.isin(model._data.x_names, model.separated)  # what runs off in the fit does in its replicates, too
+    control = model._spec.control
+    limits = opt.Limits(control.tol, control.max_evaluations, False)
+    levels, deficient = _draw_levels(model, int(nsim), seed) if kind == "groups" else (None, np.zeros(int(nsim), bool))
+    if nsim >= BATCH_FROM if batched is None else batched:
+        if levels is not None:
+            fits = fit_levels(model, levels, limits, start)
+        else:
+            fits = fit_rows(model, "y", draw_responses(model, int(nsim), seed, kind), int(nsim), limits, start)
+        out, good = many_values(model, fits), fits.converged
+        off = np.isinf(np.diagonal(fits.vcov, axis1=1, axis2=2)) & fits.separated[:, None]
+        good = good & ~(off & ~own).any(axis=1)
+        singular = fits.singular
+    else:
+        out = np.full((int(nsim), len(names)), np.nan)
+        good, singular = np.zeros(int(nsim), bool), np.zeros(int(nsim), bool)
+        if levels is not None:
+            problems = _of_groups(model, levels)
+        else:
+            problems = (model._problem.with_rows("y", y) for y in draw_responses(model, int(nsim), seed, kind))
+        with persistent_cache(), x64():
+            for i, problem in enumerate(progress(problems, "bootstrap", int(nsim))):
+                problem, found, separation = searched(problem, start, limits)
+                theta, beta, sigma, phi = natural_parameters(problem, found)
+                good[i] = found.status == opt.CONVERGED
+                if separation is not None:
+                    good[i] &= not (separation.columns & ~own).any()
+                out[i] = _values(model, theta, beta, sigma, phi)
+                inner = np.asarray(found.x)
+                diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
+                singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
+    good &= ~deficient
+    out[~good] = np.nan
+    out[:, len(names) - own.size + np.flatnonzero(own)] = np.nan
+    frame = pd.DataFrame(out, columns=names)
+    failed = tuple(np.flatnonzero(~good).tolist())
+    return Bootstrap(kind, seed, frame, pd.Series(observed, names), failed, int((singular & good).sum()))
+
+
+def many_values(model: MixedModel, fits: Many) -> np.ndarray:
+    """(B, values) of `standard_focals`."""
+    labels = Labels(tuple(model._data.x_names), tuple((t.group, t.names) for t in model._data.terms))
+    columns = [values for _, values in standard_deviations(labels, fits)]
+    if model.is_linear:
+        columns.append(fits.sigma)
+    return np.column_stack([*columns, fits.phi, fits.beta])
+
+
+def natural_parameters(problem: Problem, found: opt.Found) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """theta, beta, sigma, phi in the user's units."""
+    t, p = problem.original.n_theta, problem.original.p
+    x = problem.external(np.asarray(found.x))
+    if isinstance(problem, LinearProblem):
+        size = np.count_nonzero(problem.original.weights) - (p if problem.REML else 0)
+        return x[:t], np.asarray(found.carry.beta), float(np.sqrt(found.carry.r2 / size)), np.zeros(0)
+    family = problem.family
+    if family.limit and family.phi_names and x[-1] > np.log(FAR * max(1.0, float(problem.original.y.max()))):
+        x[-1] = LOG_PHI_MAX  # a search towards the limit ends far out
+    if problem.joint:
+        beta = np.linalg.solve(problem.scaling.A, np.asarray(found.carry.beta)) if p else np.zeros(0)
+        return x[:t], beta, 1.0, reported(x[t:])
+    return x[:t], x[t : t + p], 1.0, reported(x[t + p :])
+
+
+def natural_values(model: MixedModel) -> np.ndarray:
+    """Standard deviations, correlations, sigma, dispersions and fixed effects, as `standard_focals` names them."""
+    e = model._estimates
+    return _values(model, e.theta, e.beta, model.sigma, e.phi)
+
+
+def _values(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float, phi: np.ndarray) -> np.ndarray:
+    """Standard deviations, correlations, sigma, dispersions and fixed effects, in the order of `standard_focals`."""
+    out: list[float] = []
+    for term in model._design.terms:
+        T = term.structure.host_factor(theta[term.theta])
+        cov = sigma**2 * T @ T.T
+        sd = np.sqrt(np.diag(cov))
+        k = term.structure.k
+        for a in range(k):
+            out.append(float(sd[a]))
+            if term.structure.n_theta > k:
+                for b in range(a + 1, k):
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        out.append(float(cov[a, b] / (sd[a] * sd[b])))
+    return np.array([*out, *([sigma] if model.is_linear else []), *phi, *beta])
+
+
+def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:
+    """Responses (n,) on the scale of the design, drawn in blocks."""
+    from ..results import NotSupportedError
+    from .simulate import as_response
+
+    rng = np.random.default_rng(seed)
+    if kind == "semiparametric":
+        if not model.is_linear:
+            raise NotSupportedError("kind='semiparametric' resamples the residuals of a linear model; use 'parametric'")
+        root = np.sqrt(np.asarray(model._design.weights))
+        fitted = np.asarray(model.fitted)
+        residuals = root * (np.asarray(model._design.y) - fitted)
+        residuals = residuals - residuals.mean()
+        residuals *= model.sigma / np.sqrt(np.mean(residuals**2))  # shrunken as they are, sigma would come out small
+        for _ in range(nsim):
+            yield fitted + rng.choice(residuals, residuals.size) / root
+        return
+    block = max(1, min(nsim, 10_000_000 // max(model.nobs, 1), 200))
+    done = 0
+    while done < nsim:
+        size = min(block, nsim - done)
+        drawn = model.simulate(size, rng)
+        for name in drawn:
+            yield np.ascontiguousarray(as_response(model, drawn[name]), dtype=float)
+        done += size
+
+
+def _draw_levels(model: MixedModel, nsim: int, seed: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(nsim, m) levels of the only grouping factor, with replacement, and which draws leave out all levels that tell
+    some fixed effect; these are replaced by the data themselves."""
+    from ..results import NotSupportedError
+
+    design = model._design
+    if len(design.z) != 1:
+        raise NotSupportedError(
+            f"kind='groups' resamples the levels of one grouping factor, the model has {len(design.z)} "
+            f"({', '.join(model.ngrps)}); use 'parametric'"
+        )
+    m, p = design.n_levels[0], design.p
+    draws = np.random.default_rng(seed).integers(0, m, (nsim, m))
+    deficient = np.zeros(nsim, bool)
+    if p:
+        parts = information_by_cluster(np.asarray(design.X), np.asarray(design.level[0]), m)
+        for i, draw in enumerate(draws):
+            deficient[i] = np.linalg.eigvalsh(parts[draw].sum(axis=0))[0] < LEAST_INFORMATION
+    draws[deficient] = np.arange(m)
+    return draws, deficient
+
+
+def _of_groups(model: MixedModel, draws: np.ndarray) -> Iterator[Problem]:
+    """Designs of drawn levels, each draw a level of its own; rows padded to one number by weight 0."""
+    design = model._design
+    level, m = np.asarray(design.level[0]), design.n_levels[0]
+    members = [np.flatnonzero(level == j) for j in range(m)]
+    size = max(int(np.array([r.size for r in members])[d].sum()) for d in draws)
+    for draw in draws:
+        rows = np.concatenate([members[j] for j in draw])
+        own = np.repeat(np.arange(m, dtype=np.int32), [members[j].size for j in draw])
+        pad = size - rows.size
+        rows = np.concatenate([rows, np.full(pad, rows[0])])
+        own = np.concatenate([own, np.zeros(pad, np.int32)])
+        weights = np.asarray(design.weights)[rows]
+        weights[size - pad :] = 0.0
+        terms = [(np.asarray(design.z[0])[rows][:, t.columns], own, t.structure) for t in design.terms]
+        made = design_arrays(
+            np.asarray(design.y)[rows], np.asarray(design.X)[rows], terms, weights, np.asarray(design.offset)[rows]
+        )
+        problem = model._problem
+        if isinstance(problem, LinearProblem):
+            yield LinearProblem(made, problem.REML, False)
+        else:
+            assert isinstance(problem, GeneralisedProblem)
+            yield GeneralisedProblem(made, problem.family, problem.nAGQ, problem.hessian)
+
+
+def _of_statistic(
+    model: MixedModel, nsim: int, seed: Any, kind: str, statistic: Callable[[MixedModel], Any]
+) -> Bootstrap:
+    """Replicates of a user's function of whole models."""
+    if kind == "groups":
+        raise ValueError("a statistic is of a model with the fit's rows: use kind='parametric' or 'semiparametric'")
+
+    def named(value: Any) -> pd.Series:
+        if isinstance(value, pd.Series):
+            return value.astype(float)
+        array = np.atleast_1d(np.asarray(value, float))
+        return pd.Series(array, [f"t{j + 1}" for j in range(array.size)] if array.size > 1 else ["statistic"])
+
+    observed = named(statistic(model))
+    rows, failed, singular = [], [], 0
+    for i, y in enumerate(progress(draw_responses(model, nsim, seed, kind), "bootstrap")):
+        m = refitted(model, y)
+        if m is None or not m.converged:
+            failed.append(i)
+            rows.append(pd.Series(np.nan, observed.index))
+            continue
+        singular += m.is_singular
+        rows.append(named(statistic(m)))
+    return Bootstrap(kind, seed, pd.DataFrame(rows).reset_index(drop=True), observed, tuple(failed), singular)
+
+
+def refitted(model: MixedModel, y: np.ndarray) -> MixedModel | None:
+    """The fit to a simulated response, without its warnings; None where it cannot be fitted (a constant)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return model.refit(y)
+        except DataError:
+            return None
+
+
+def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
+    """See `MixedModel.refit_many`."""
+    table = model._data.on_rows(responses, "responses", "have")
+    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(np.asarray(table))
+    names = [f.name for f in standard_focals(model)]
+    rows = []
+    for i in progress(range(table.shape[1]), "refits"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said in the columns
+            try:
+                m = model.refit(table.iloc[:, i])
+            except DataError as error:
+                raise DataError(f"response {table.columns[i]!r}: {error}") from None
+        values = dict(zip(names, natural_values(m), strict=True))
+        errors = {f"se_{k}": v for k, v in m.bse.items()}
+        rows.append({**values, **errors, "loglik": m.loglik, "converged": m.converged, "singular": m.is_singular})
+    return pd.DataFrame(rows, index=pd.Index(list(table), name="response"))

@@ -1,0 +1,198 @@
+"""Principal components of the random effects, intraclass correlation and R2; quantile residuals.
+
+Variances are on the link scale. With s2_f the variance of X beta over the rows, s2_r that of the random effects
+and s2_e that of the distribution, ICC = s2_r / (s2_r + s2_e) and R2 = (s2_f [+ s2_r]) / (s2_f + s2_r + s2_e).
+
+Sources: Nakagawa & Schielzeth 2013, Methods Ecol. Evol. 4(2) (R2 of random intercepts); Johnson 2014, Methods
+Ecol. Evol. 5(9) (random slopes: the variance averaged over the rows); Nakagawa, Johnson & Schielzeth 2017, J. R.
+Soc. Interface 14(134) (distribution variances, ICC); Dunn & Smyth 1996, J. Comput. Graph. Stat. 5(3) (residuals).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..families import Binomial, Gaussian, NegativeBinomial, Poisson
+from ..fit.problem import block_diagonal
+from ..formula.parse import deparse
+from ..results import NotSupportedError
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
+
+
+def re_pca(model: MixedModel) -> dict[str, pd.DataFrame]:
+    """See `MixedModel.rePCA`."""
+    out = {}
+    for group, indices in model._by_group().items():
+        # columns of several terms on one factor are uncorrelated, hence the block-diagonal template
+        rotation, sdev, _ = np.linalg.svd(block_diagonal([model._T[i] for i in indices]))
+        variance = sdev**2
+        share = variance / variance.sum() if variance.sum() > 0.0 else np.full_like(variance, np.nan)
+        labels = pd.Index([f"PC{i + 1}" for i in range(sdev.size)], name=group)
+        frame = pd.DataFrame({"sdev": sdev, "proportion": share, "cumulative": np.cumsum(share)}, index=labels)
+        names = [n for i in indices for n in model._data.terms[i].names]
+        frame.attrs["rotation"] = pd.DataFrame(rotation, names, labels)
+        out[group] = frame
+    return out
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Variance components on the link scale: of X beta, of the random effects, and of what is left."""
+
+    fixed: float
+    random: float
+    residual: float
+
+
+def variances(model: MixedModel, null: MixedModel | None) -> Variances:
+    """The three components; one effect per row is overdispersion and counts as residual."""
+    fixed = float(np.var(np.asarray(model._design.X) @ model.beta, ddof=1))
+    random, dispersion = _random_variance(model)
+    return Variances(fixed, random, _distribution_variance(model, null) + dispersion)
+
+
+def _random_variance(model: MixedModel) -> tuple[float, float]:
+    """Mean over the rows of Var(z'b), of the terms with repeated levels and of the observation-level ones."""
+    random = dispersion = 0.0
+    for T, labels in zip(model._T, model._data.terms, strict=True):
+        own = model.sigma**2 * float(np.square(labels.z @ T).sum(axis=1).mean())
+        if len(labels.levels) == model.nobs:
+            dispersion += own
+        else:
+            random += own
+    return random, dispersion
+
+
+def _distribution_variance(model: MixedModel, null: MixedModel | None) -> float:
+    family, link = model.family, model.family.link.name
+    if isinstance(family, Gaussian):
+        return model.sigma**2
+    if isinstance(family, Binomial):
+        by_link = {"logit": np.pi**2 / 3.0, "probit": 1.0, "cloglog": np.pi**2 / 6.0}
+        if link in by_link:
+            return by_link[link]
+    elif isinstance(family, Poisson) and link == "sqrt":
+        return 0.25
+    elif isinstance(family, Poisson | NegativeBinomial) and link == "log":
+        mean = _marginal_mean(model if null is None else null, refit=null is None)
+        extra = 1.0 / float(family.shape(model._estimates.phi)) if isinstance(family, NegativeBinomial) else 0.0
+        return float(np.log1p(1.0 / mean + extra))
+    raise NotSupportedError(
+        f"family {family} has no distribution variance on the link scale here; ICC and R2 are for gaussian, "
+        "binomial (logit, probit, cloglog), Poisson (log, sqrt) and negative binomial (log) models"
+    )
+
+
+def _marginal_mean(model: MixedModel, refit: bool) -> float:
+    """exp(intercept + half the random variance) of the model without covariates, times the mean exposure."""
+    if list(model._data.x_names) != ["(Intercept)"]:
+        if not refit:
+            raise ValueError(f"null must have an intercept and nothing else, it has {', '.join(model._data.x_names)}")
+        formula = model._data.formula
+        kept = [formula.random_formula().removeprefix("~"), *map(deparse, formula.offsets)]
+        response = np.asarray(model._design.y)
+        model = model.update(". ~ 1 + " + " + ".join(kept), subset=model._data.keep)  # the rows of the fit
+        if not np.array_equal(model._design.y, response):  # update starts from the data, refit replaced the response
+            model = model.refit(response)
+    exposure = float(np.exp(model._design.offset).mean())
+    return exposure * float(np.exp(model.beta[0] + 0.5 * sum(_random_variance(model))))
+
+
+def icc(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
+    """See `MixedModel.icc`."""
+    v = variances(model, null)
+    with np.errstate(invalid="ignore"):
+        adjusted = np.float64(v.random) / (v.random + v.residual)
+        unadjusted = np.float64(v.random) / (v.fixed + v.random + v.residual)
+    return pd.Series({"adjusted": adjusted, "unadjusted": unadjusted}, name="icc")
+
+
+def r2(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
+    """See `MixedModel.r2`."""
+    v = variances(model, null)
+    total = np.float64(v.fixed + v.random + v.residual)
+    return pd.Series({"marginal": v.fixed / total, "conditional": (v.fixed + v.random) / total}, name="r2")
+
+
+# ---- residuals -------------------------------------------------------------------------------------
+def count_distribution(model: MixedModel) -> Any:
+    """Frozen scipy.stats distribution of the n counts (successes for the binomial) given the modes.
+
+    Raises:
+        NotSupportedError: a user's family, which has a density and no distribution function, or weights that
+            multiply the log density.
+    """
+    from scipy import stats
+
+    family, mu = model.family, model._moments[0]
+    weights = np.asarray(model._design.weights)
+    if isinstance(family, Binomial):
+        return stats.binom(np.rint(weights), mu)
+    if isinstance(family, Poisson | NegativeBinomial):
+        if (weights != 1.0).any():
+            raise NotSupportedError(
+                f"weights multiply the log density of the {family.name} family, so that the counts have no distribution"
+            )
+        if isinstance(family, Poisson):
+            return stats.poisson(mu)
+        shape = float(family.shape(model._estimates.phi))
+        if shape > 1e8 * max(1.0, float(mu.max())):  # nothing is left of the difference, and 1 - p would round
+            return stats.poisson(mu)
+        return stats.nbinom(shape, shape / (shape + mu))
+    raise NotSupportedError(
+        f"family {family.name} is known by its log density alone, without the distribution function that this needs"
+    )
+
+
+def quantile_residuals(model: MixedModel, seed: int) -> np.ndarray:
+    """(n,) Phi^-1 of a uniform draw between F(y-) and F(y); standard normal where the model holds."""
+    y, mu, weights = np.asarray(model._design.y), model._moments[0], np.asarray(model._design.weights)
+    if isinstance(model.family, Gaussian):
+        return (y - mu) * np.sqrt(weights) / model.sigma
+    from scipy.special import ndtri
+
+    distribution = count_distribution(model)
+    counts = y
+    if isinstance(model.family, Binomial):
+        counts = np.rint(weights * y)
+        if (np.abs(counts - weights * y) > 1e-6 * np.maximum(weights, 1.0)).any():
+            raise NotSupportedError("the numbers of successes are not integers, so that they have no distribution")
+    draw = np.random.default_rng(seed).random(y.size)
+    low, high = distribution.cdf(counts - 1.0), distribution.cdf(counts)
+    # in the upper half from the other end: 1 - F keeps its digits where F rounds to 1
+    rest, more = distribution.sf(counts), distribution.sf(counts - 1.0)
+    tiny = np.finfo(float).tiny
+    lower = ndtri(np.maximum(low + draw * (high - low), tiny))
+    upper = -ndtri(np.maximum(rest + (1.0 - draw) * (more - rest), tiny))
+    return np.asarray(np.where(low + draw * (high - low) <= 0.5, lower, upper))
+
+
+def vif(model: MixedModel) -> pd.DataFrame:
+    """See `MixedModel.vif`."""
+    V = model._fixed_covariance("hessian")
+    assign = np.asarray(model._data.assign)
+    separation = model._estimates.separation
+    off = np.zeros(assign.size, bool) if separation is None else separation.columns
+    rest = (assign > 0) & ~off
+    labels = [t for j, t in enumerate(model._data.term_labels, start=1) if (assign == j).any()]
+    if len(labels) < 2:
+        raise ValueError("variance inflation needs at least two terms besides the intercept")
+    scale = 1.0 / np.sqrt(np.where(off, 1.0, np.diag(V)))
+    R = (V * np.outer(scale, scale))[np.ix_(rest, rest)]
+    own = assign[rest]
+    whole = np.linalg.slogdet(R)[1]
+    rows = []
+    for j in np.unique(assign[assign > 0]):
+        a, b = own == j, own != j
+        if (assign[off] == j).any():  # a coefficient that runs off has no variance to be inflated
+            rows.append([np.nan, int((assign == j).sum()), np.nan])
+            continue
+        gvif = np.exp(np.linalg.slogdet(R[np.ix_(a, a)])[1] + np.linalg.slogdet(R[np.ix_(b, b)])[1] - whole)
+        rows.append([gvif, int(a.sum()), gvif ** (0.5 / a.sum())])
+    return pd.DataFrame(rows, index=labels, columns=["GVIF", "df", "GVIF^(1/(2 df))"])

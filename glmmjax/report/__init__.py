@@ -1,0 +1,1 @@
+"""Tables and pictures: what a reader sees, and progress."""
