@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import checked
-from ._errors import DataError
-from ._steps import ModelSetup, fit, fit_problem, warn
+from ._errors import DataError, warn
+from ._steps import ModelSetup, fit, fit_problem
 from .compiling.precision import x64
 from .families import Family, Gaussian
 from .families import get as get_family

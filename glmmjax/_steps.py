@@ -11,8 +11,6 @@ optimizeGlmer, mkMerMod. Source: Bates et al. 2015, J. Stat. Softw. 67(1), secti
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +20,7 @@ import jax
 import numpy as np
 
 from ._arguments import array, checked, mapping
+from ._errors import warn
 from .compiling.precision import persistent_cache, x64
 from .families import Family
 from .fit.control import unknown_argument
@@ -38,14 +37,6 @@ if TYPE_CHECKING:
 
 class ConvergenceWarning(UserWarning):
     """The fit did not converge, is singular, or its coefficients run off."""
-
-
-def warn(text: str, category: type[Warning]) -> None:
-    """Warn at the first caller outside this package, whichever of its functions was called."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, category, stacklevel=level)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -65,6 +65,10 @@ class Link:
         object.__setattr__(other, "read", now)
         return other
 
+    def text_for_key(self) -> str | None:
+        """See `programs.text_of`: what a link of this package does is in its name."""
+        return f"link {self.name}" if LINKS.get(self.name) is self else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Links of this package are pickled and copied by name: they stay the objects that families compare with."""
         if LINKS.get(self.name) is self:

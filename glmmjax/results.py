@@ -23,13 +23,13 @@ from ._arguments import checked, choice
 from .algebra.bordered import selected_inverse
 from .algebra.linalg import eliminate, factorise, penalised
 from .compiling import programs
-from .compiling.buckets import fill_rows
 from .compiling.precision import x64
 from .families import Family
 from .fit.control import Control
 from .fit.glmm import GeneralisedProblem, scale_design
 from .fit.problem import Estimates, FitStats, Problem, Scaling
 from .model.basis import inverse_of_lower
+from .model.buckets import fill_rows
 from .model.covariance import cov_to_sdcor
 from .model.design import Design
 from .objective.laplace import log_density_constant, pieces, products_at, working_weights

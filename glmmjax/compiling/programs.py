@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from .. import links
-from ..links import Link
+from .._errors import warn
 from .digest import contents
 from .loaded import source_digest
 from .memory import mappings, most_mappings
@@ -203,8 +202,6 @@ def make_room() -> None:
 
 
 def _say_near(limit: int) -> None:
-    from .._steps import warn  # which imports this module
-
     held = mappings()
     text = f"this process holds {held:,} memory mappings, of which Linux allows it {limit:,}"
     remedy = "begin a new process, or allow more by `sysctl -w vm.max_map_count=...`"
@@ -337,11 +334,14 @@ def text_of(value: Any) -> str | None:
         return "NoneType"
     if isinstance(value, (type, Kept)):
         return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
-    if isinstance(value, Link) and kind is Link:
-        return f"link {value.name}" if value is links.LINKS.get(value.name) else None
-    if _is_own(kind) and is_dataclass(value):
+    if not _is_own(kind):
+        return None
+    if hasattr(kind, "text_for_key"):
+        text: str | None = value.text_for_key()
+        return text
+    if is_dataclass(value):
         return _joined(kind.__qualname__, [getattr(value, field.name) for field in fields(value)])
-    return _joined(kind.__qualname__, value) if _is_own(kind) and isinstance(value, tuple) else None
+    return _joined(kind.__qualname__, value) if isinstance(value, tuple) else None
 
 
 def _joined(name: str, parts: Iterable[Any]) -> str | None:

@@ -18,11 +18,11 @@ from jax import Array
 
 from ..algebra.linalg import factorise, one_inverse, sandwich, spd_inverse
 from ..compiling import programs
-from ..compiling.buckets import bucket_of
 from ..compiling.memory import blocks, empty, triangle
 from ..compiling.precision import QUICK_OPTIONS, compile_with
 from ..families import Family, dispersions
 from ..model.basis import scale_z
+from ..model.buckets import bucket_of
 from ..model.design import Design, factors, fixed_part, linear_predictor, off_ridge, over_devices
 from ..model.rows import sum_over_rows
 from ..objective.laplace import log_density_constant

@@ -34,11 +34,11 @@ from ..algebra.linalg import (
 )
 from ..algebra.symbolic import Plan
 from ..compiling import programs
-from ..compiling.buckets import bucket_of
 from ..compiling.memory import triangle
 from ..compiling.precision import compile_with
 from ..families import Gaussian
 from ..model.basis import scale_z
+from ..model.buckets import bucket_of
 from ..model.design import Design, Term, factors, factors_of, linear_predictor, off_ridge
 from ..objective.pirls import Blocked, newton_step, row_sums, squared_norm, unspool
 from ..objective.pls import (

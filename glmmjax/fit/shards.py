@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._errors import DataError
 from ..algebra.symbolic import plan_of_pairs, possible_pairs
-from ..compiling.buckets import Bucket
 from ..families import Family
+from ..model.buckets import Bucket
 from ..model.design import Design
 from ..objective.pls import CrossProducts, cross_products
 from . import optimise as opt

@@ -22,11 +22,11 @@ from jax import Array
 
 from ..algebra.linalg import segment_sum
 from ..compiling import programs
-from ..compiling.buckets import bucket_of
 from ..compiling.precision import persistent_cache, x64
 from ..families import Family, log_of
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import safe_inverse
+from ..model.buckets import bucket_of
 from ..model.design import Design
 from ..objective.laplace import products_at
 from ..objective.pirls import Parameters

@@ -20,13 +20,13 @@ import pandas as pd
 from .._errors import DataError, FormulaError
 from ..algebra.linalg import Grid
 from ..algebra.symbolic import Plan, make_plan, plan_of_pairs, possible_pairs
-from ..compiling.buckets import sized
 from ..compiling.digest import digest
 from ..families import Family, Gaussian
 from ..formula.columns import Factor, Table, check_ids, missing_column, plain, rows_of
 from ..formula.frame import ModelData, build
 from ..formula.matrix import independent_columns
 from ..formula.parse import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in, parse
+from ..model.buckets import sized
 from ..model.covariance import Unstructured
 from ..model.design import Design, Term
 

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from ..algebra.linalg import Grid
-from ..compiling.buckets import sized
 from ..compiling.precision import persistent_cache, x64
 from ..fit import optimise as opt
 from ..fit.batch import Many, fit_block
 from ..fit.lanes import Engine, Generalised, Kind, Linear, cores
+from ..model.buckets import sized
 from ..model.design import Design
 from ..report.progress import counter
 from .data import inside

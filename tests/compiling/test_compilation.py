@@ -19,9 +19,9 @@ from helpers import assert_close, load_data
 import glmmjax as gj
 from glmmjax import _ahead
 from glmmjax.compiling import programs as _programs
-from glmmjax.compiling.buckets import Bucket
 from glmmjax.compiling.precision import CacheSettings
 from glmmjax.fit import glmm, lmm
+from glmmjax.model.buckets import Bucket
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 TRACED = "/jax/core/compile/jaxpr_trace_duration"

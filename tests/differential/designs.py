@@ -3,7 +3,7 @@
 Designs are drawn in few shapes, because a program is compiled for each: `STRUCTURES` lists them, and everything else
 (formulas with the same numbers of columns, types of columns, values, scales, weights, offsets, missing values, true
 parameters) is drawn on top. Designs of one grouping factor have their rows and levels inside one bucket of
-`glmmjax.compiling.buckets`; the rows of designs of several factors are those of their structure, shuffled and
+`glmmjax.model.buckets`; the rows of designs of several factors are those of their structure, shuffled and
 relabelled.
 
 Random numbers are integers, uniforms and normals of PCG64, whose streams NumPy keeps.

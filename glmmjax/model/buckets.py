@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..model.design import Design
+from .design import Design
 
 #: Rows up to which fits are padded: beyond, compiling is a small part of the fit and a quarter of rows more is not.
 MOST_ROWS = 20_000
