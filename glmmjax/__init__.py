@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import families as families
     from . import links as links
     from . import plots as plots
+    from ._errors import ConvergenceWarning as ConvergenceWarning
     from ._errors import DataError as DataError
     from ._errors import FormulaError as FormulaError
     from ._glmer import design as design
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ._glmer import glmer_setup as glmer_setup
     from ._lmer import lmer as lmer
     from ._lmer import lmer_setup as lmer_setup
-    from ._steps import ConvergenceWarning as ConvergenceWarning
     from ._steps import DevianceFunction as DevianceFunction
     from ._steps import ModelSetup as ModelSetup
     from ._steps import deviance_function as deviance_function
@@ -113,7 +113,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "VarCorr": ("results", "VarCorr"),
     "FormulaError": ("_errors", "FormulaError"),
     "DataError": ("_errors", "DataError"),
-    "ConvergenceWarning": ("_steps", "ConvergenceWarning"),
+    "ConvergenceWarning": ("_errors", "ConvergenceWarning"),
     "parse": ("formula.parse", "parse"),
     "update_formula": ("formula.parse", "update"),
     "datasets": ("datasets", None),

@@ -206,9 +206,14 @@ def of_rows(function: Callable[..., Any], name: str, like: Sequence[Any], remedy
 
 
 # -------------------- the arguments of public functions, by their names
+def is_model(value: Any) -> bool:
+    """Whether it is a fitted model: those who ask do not import its class, which knows them."""
+    return hasattr(value, "_estimates")
+
+
 def fitted(value: Any, name: str) -> Any:
     """A fitted model."""
-    if not hasattr(value, "_estimates"):
+    if not is_model(value):
         raise TypeError(f"{name} must be a fitted model, as glmer and lmer return it, got {shown(value)}")
     return value
 

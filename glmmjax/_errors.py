@@ -1,4 +1,6 @@
-"""Errors a user can cause, each one clear sentence with the remedy; and how the package warns."""
+"""Errors a user can cause, each one clear sentence with the remedy, and warnings."""
+
+from __future__ import annotations
 
 import inspect
 import warnings
@@ -15,6 +17,22 @@ class FormulaError(ValueError):
 
 class DataError(ValueError):
     """The data do not suit the model: the message names the column, what was found and what to do."""
+
+
+class NotSupportedError(NotImplementedError):
+    """A question this fit cannot answer, with the reason."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The fit did not converge, is singular, or its coefficients run off."""
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn at the first caller outside this package, whichever of its functions was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
 
 
 def check_scale(values: np.ndarray, what: str) -> None:

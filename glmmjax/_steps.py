@@ -11,16 +11,15 @@ optimizeGlmer, mkMerMod. Source: Bates et al. 2015, J. Stat. Softw. 67(1), secti
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from ._arguments import array, checked, mapping
-from ._errors import warn
+from ._errors import ConvergenceWarning, warn
+from .compiling.devices import on, several
 from .compiling.precision import persistent_cache, x64
 from .families import Family
 from .fit.control import unknown_argument
@@ -33,10 +32,6 @@ from .results import MixedModel, ModelSpec, theta_names
 if TYPE_CHECKING:
     from .fit.control import Control
     from .formula.frame import ModelData
-
-
-class ConvergenceWarning(UserWarning):
-    """The fit did not converge, is singular, or its coefficients run off."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -270,16 +265,6 @@ def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
     return model
 
 
-def several(device: Any) -> list[Any]:
-    """The devices that rows are to be divided over; empty if there is one."""
-    if device is None:
-        return []
-    from .many.fit_many import devices_of
-
-    devices = devices_of(device)
-    return devices if len(devices) > 1 else []
-
-
 def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any = None) -> MixedModel:
     """`deviance_function`, `optimise`, then `make_model`."""
     if device is not None:  # for `update`
@@ -287,15 +272,6 @@ def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any 
     with persistent_cache(), x64(), on(device):
         deviance = deviance_function(setup, device)
         return make_model(deviance, _optimise(deviance, start, verbose))
-
-
-def on(device: Any) -> Any:
-    """Context in which programs for one device run on the one that is named."""
-    if device is None or several(device):
-        return nullcontext()
-    from .many.fit_many import devices_of
-
-    return jax.default_device(devices_of(device)[0])
 
 
 def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[str, np.ndarray] | None) -> MixedModel:

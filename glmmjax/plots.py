@@ -11,21 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
 import pandas as pd
 from jax import Array
 
-from ._arguments import checked, models_by_name, text
+from ._arguments import checked, is_model, models_by_name, text
+from ._errors import NotSupportedError
 from .compiling.precision import x64
 from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
 from .report.pyplot import given_axes, pyplot
-from .results import MixedModel, NotSupportedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .results import MixedModel
 
 Picture = tuple["Figure", pd.DataFrame]
 
@@ -680,7 +682,7 @@ def coefficients(
     Returns:
         Figure, and a row per interval from above: coefficient, label, estimate (NaN if not known), lower, upper.
     """
-    fitted = {"Wald": models} if isinstance(models, MixedModel) else dict(models or {})
+    fitted: dict[str, Any] = {"Wald": models} if is_model(models) else dict(cast("Any", models) or {})
     tables: dict[str, pd.DataFrame] = {}
     for label, model in fitted.items():
         table = model.confint(level=level).set_axis(["lower", "upper"], axis=1)

@@ -20,6 +20,7 @@ import pandas as pd
 from jax import Array
 
 from ._arguments import checked, choice
+from ._errors import NotSupportedError as NotSupportedError
 from .algebra.bordered import selected_inverse
 from .algebra.linalg import eliminate, factorise, penalised
 from .compiling import programs
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
     from .report.summary import Summary
 
 SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
-
-
-class NotSupportedError(NotImplementedError):
-    """A question this fit cannot answer, with the reason."""
 
 
 @programs.kept("family")

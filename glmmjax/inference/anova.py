@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .._arguments import checked, flag
+from .._arguments import checked, flag, is_model
 from ..model.covariance import Diagonal
 from ..report.summary import columns_text, stars
 
@@ -190,10 +190,9 @@ def anova(
     Sources: Kuznetsova, Brockhoff & Christensen 2017, J. Stat. Softw. 82(13); mixtures: Self & Liang 1987, J. Am.
     Stat. Assoc. 82; Stram & Lee 1994, Biometrics 50.
     """
-    from ..results import MixedModel
 
     for m in (model, *models):
-        if not isinstance(m, MixedModel):
+        if not is_model(m):
             raise ValueError(
                 f"anova takes fitted models, got {m.__class__.__name__}; write other arguments by name: type=2"
             )

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from .._errors import NotSupportedError
 from ..algebra.linalg import segment_sum
 from ..compiling import programs
 from ..compiling.precision import persistent_cache, x64
@@ -43,7 +44,6 @@ from ..objective.quadrature import (
     product_nodes,
 )
 from ..report.pyplot import pyplot
-from ..results import NotSupportedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

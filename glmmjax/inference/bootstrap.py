@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import checked
-from .._errors import DataError
+from .._errors import DataError, NotSupportedError
 from ..compiling.precision import persistent_cache, x64
 from ..families import LOG_PHI_MAX, reported
 from ..fit import optimise as opt
@@ -227,7 +227,6 @@ def _values(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float
 
 def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:
     """Responses (n,) on the scale of the design, drawn in blocks."""
-    from ..results import NotSupportedError
     from .simulate import as_response
 
     rng = np.random.default_rng(seed)
@@ -255,7 +254,6 @@ def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterat
 def _draw_levels(model: MixedModel, nsim: int, seed: Any) -> tuple[np.ndarray, np.ndarray]:
     """(nsim, m) levels of the only grouping factor, with replacement, and which draws leave out all levels that tell
     some fixed effect; these are replaced by the data themselves."""
-    from ..results import NotSupportedError
 
     design = model._design
     if len(design.z) != 1:

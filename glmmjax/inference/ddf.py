@@ -13,7 +13,7 @@ weights (pbkrtest takes all of them as 1), and `a` is contained in `a:b` also wh
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from .._errors import NotSupportedError
 from ..algebra.symbolic import Plan
 from ..compiling.precision import persistent_cache, x64
 from ..fit.lmm import LinearProblem
@@ -30,7 +31,9 @@ from ..formula.parse import bits
 from ..model.covariance import Diagonal
 from ..model.design import Design, Term
 from ..objective.pls import CrossProducts, criterion, profile
-from ..results import MixedModel, NotSupportedError
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
 
 METHODS = {"satterthwaite": "Satterthwaite", "kenward-roger": "Kenward-Roger"}
 #: Random effects of models with several grouping factors that Kenward-Roger takes: it holds a matrix over all of them.

@@ -16,14 +16,17 @@ Greven, Crainiceanu, Kuechenhoff & Peters 2008, J. Comput. Graph. Stat. 17. R: R
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .._arguments import checked
-from ..results import MixedModel, NotSupportedError
+from .._errors import NotSupportedError
 from .anova import check_comparable, chisq_tail
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
 
 #: Values of log lambda at which a draw is evaluated; a parabola through the best three finds the rest.
 GRID = 512

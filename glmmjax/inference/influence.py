@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import checked
-from .._errors import DataError
+from .._errors import DataError, NotSupportedError
 from ..compiling.precision import persistent_cache, x64
 from ..families import log_of
 from ..fit import optimise as opt
@@ -39,7 +39,6 @@ class Sensitivity:
     """Derivatives of a model's estimates; kept with the model, as several answers share them."""
 
     def __init__(self, model: MixedModel, reml: bool = False) -> None:
-        from ..results import NotSupportedError
 
         if not model.is_linear and model.nAGQ == 0:
             raise NotSupportedError("nAGQ = 0 maximises no likelihood in (theta, beta); fit with nAGQ = 1")
@@ -303,7 +302,6 @@ def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataF
         cluster: a grouping factor or column whose levels are independent; None for the factor in which all others are
             nested.
     """
-    from ..results import NotSupportedError
 
     name = _outermost(model) if cluster is None else cluster
     codes, labels = _clusters(model, name)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import checked
-from .._errors import DataError
+from .._errors import DataError, NotSupportedError
 from ..compiling.precision import x64
 from ..formula.parse import Call, Name, Node, base_name, names_in, strip_parens, walk
 
@@ -179,7 +179,6 @@ def _estimates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates, standard errors and degrees of freedom (inf without `ddf`) of rows of L."""
     if ddf is not None:
-        from ..results import NotSupportedError
         from .ddf import contrast_test
 
         if not model.is_linear:

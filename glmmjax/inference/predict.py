@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from .._errors import DataError
+from .._errors import DataError, NotSupportedError
 from ..algebra.bordered import selected_inverse
 from ..algebra.linalg import eliminate, factorise, penalised, solve
 from ..compiling.precision import persistent_cache, x64
@@ -41,7 +41,6 @@ from ..links import Link
 from ..model.design import Design, design_arrays, factors
 from ..objective.laplace import products_at
 from ..objective.pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
-from ..results import NotSupportedError
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -28,6 +28,7 @@ import pandas as pd
 from jax import Array
 
 from .._arguments import array, checked, text, texts
+from .._errors import NotSupportedError
 from ..compiling.precision import persistent_cache, x64
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import estimate
@@ -403,7 +404,6 @@ def profile(
     step: float = STEP,
 ) -> Profile:
     """See `MixedModel.profile`."""
-    from ..results import NotSupportedError
 
     if not model.is_linear and model.nAGQ == 0:
         raise NotSupportedError("nAGQ = 0 has no likelihood in (theta, beta) to profile; fit with nAGQ = 1")

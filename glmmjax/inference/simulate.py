@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import checked
-from .._errors import DataError
+from .._errors import DataError, NotSupportedError
 from ..compiling.precision import x64
 from ..families import Binomial, Family, Gaussian
 from ..families import get as get_family
@@ -19,7 +19,6 @@ from ..formula.columns import Table, label_of, plain
 from ..formula.frame import ModelData, _response, build
 from ..formula.parse import Call, base_name, names_in, parse
 from ..model.covariance import Unstructured
-from ..results import NotSupportedError
 from .predict import Part, random_part, selection
 
 if TYPE_CHECKING:

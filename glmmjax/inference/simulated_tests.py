@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,10 @@ from .._arguments import a_test, checked, mapping
 from ..compiling.precision import persistent_cache, x64
 from ..fit import optimise as opt
 from ..report.progress import progress
-from ..results import MixedModel
 from .bootstrap import draw_responses, refitted
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,4 +176,4 @@ def _with_beta(model: MixedModel, beta: Any) -> MixedModel:
             raise ValueError(f"beta names {name!r}, which is not a fixed effect: {', '.join(values.index)}")
         values[name] = float(value)
     estimates = replace(model._estimates, beta=values.to_numpy())
-    return MixedModel(model._spec, model._data, model._problem, estimates)
+    return type(model)(model._spec, model._data, model._problem, estimates)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .._errors import NotSupportedError
 from ..families import Binomial, Gaussian, NegativeBinomial, Poisson
 from ..fit.problem import block_diagonal
 from ..formula.parse import deparse
-from ..results import NotSupportedError
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import pandas as pd
 
-from .._arguments import checked, shown
+from .._arguments import checked
 from .._errors import DataError
 from .._glmer import split_message
+from ..compiling.devices import devices_of
 from ..compiling.digest import digest
 from ..compiling.precision import persistent_cache, x64
 from ..families import Family, Gaussian
@@ -294,28 +295,6 @@ class _Columns(_Source):
 
 def _by_response(value: Any, B: int) -> bool:
     return value is not None and not isinstance(value, (str, dict)) and np.ndim(value) == 2 and np.shape(value)[1] == B
-
-
-def devices_of(device: Any) -> list[Any]:
-    """JAX devices of this process from what a user names.
-
-    Raises:
-        ValueError: JAX has no such device here.
-    """
-    if device is None:
-        return list(jax.local_devices())
-    if isinstance(device, str):
-        try:
-            found = jax.local_devices(backend="gpu" if device == "cuda" else device)
-        except RuntimeError:
-            have = ", ".join(sorted({d.platform for d in jax.local_devices()}))
-            raise ValueError(f"JAX has no device {device!r} here; it has: {have}") from None
-        return list(found)
-    found = list(device) if isinstance(device, (list, tuple)) else [device]
-    for one in found or [device]:
-        if not hasattr(one, "platform"):
-            raise TypeError(f"device must be a name such as 'cpu', a JAX device or a list of them, got {shown(one)}")
-    return found
 
 
 def _run(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._errors import DataError, FormulaError
+from .._errors import DataError, FormulaError, NotSupportedError
 from ..fit.optimise import EVALUATION_LIMIT, EXACT, IMPOSSIBLE
 from ..formula.parse import bits
 
@@ -325,7 +325,6 @@ class Summary:
         return [header, *[list(row) for row in zip(table.index, *columns, strict=True)]]
 
     def _residual_lines(self) -> list[str]:
-        from ..results import NotSupportedError
 
         try:
             scaled = self.model.residuals("pearson", scaled=True).to_numpy()
