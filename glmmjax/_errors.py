@@ -46,11 +46,3 @@ def check_scale(values: np.ndarray, what: str) -> None:
             f"{what} has numbers of size {sizes[bad][0]:.0e}, whose squares leave the range of floating point: give it "
             "in other units"
         )
-
-
-def warn(text: str, category: type[Warning]) -> None:
-    """Warn at the first caller outside this package, whichever of its functions was called."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, category, stacklevel=level)
