@@ -8,21 +8,31 @@ one, or as many as there are panels; None makes a figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, cast
 
-import jax
 import numpy as np
 import pandas as pd
-from jax import Array
 
 from ._arguments import checked, is_model, models_by_name, text
 from ._errors import NotSupportedError
-from .compiling.precision import x64
-from .families import Binomial, Custom, Family, NegativeBinomial, Poisson
-from .report.pyplot import given_axes, pyplot
+from .families import Binomial, Custom, NegativeBinomial, Poisson
+from .inference.unpooled import unpooled
+from .report.panels import (
+    COLOURS,
+    LINE,
+    MAX_NAMED_LEVELS,
+    POINT,
+    REFERENCE,
+    height,
+    name_axes,
+    name_largest,
+    name_levels,
+    panels,
+    plotting_positions,
+    smooth,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,64 +41,9 @@ if TYPE_CHECKING:
 
 Picture = tuple["Figure", pd.DataFrame]
 
-#: Most levels that get a line of text each; more are drawn without names.
-MAX_NAMED_LEVELS = 60
-_POINT, _LINE, _REFERENCE = "#2f5d8a", "#c8502d", "0.6"
-_COLOURS = ("#2f5d8a", "#c8502d", "#4f8f4f", "#8a5fa8", "#b58a1b", "#3b9aa8")
-
-
-# ---- axes and small helpers ------------------------------------------------------------------------
-def _panels(ax: Any, count: int, panel: tuple[float, float], columns: int = 3) -> np.ndarray:
-    """`count` axes: the user's, or those of a new figure with `panel` inches each."""
-    plt = pyplot()
-    if ax is not None:
-        return given_axes(ax, count)
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    _, grid = plt.subplots(
-        rows, columns, figsize=(panel[0] * columns, panel[1] * rows), squeeze=False, layout="constrained"
-    )
-    for spare in grid.flat[count:]:
-        spare.remove()
-    return np.asarray(list(grid.flat[:count]), object)
-
-
-def _label(panel: Any, x: str, y: str, title: str) -> None:
-    panel.set_xlabel(x, fontsize=9)
-    panel.set_ylabel(y, fontsize=9)
-    panel.set_title(title, fontsize=10)
-    panel.tick_params(labelsize=8)
-
 
 def _normal_quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + 0.5 * level)
-
-
-def _plotting_positions(n: int) -> np.ndarray:
-    """Normal quantiles (n,) at which ordered values are drawn (R's ppoints)."""
-    a = 0.375 if n <= 10 else 0.5
-    p = (np.arange(1, n + 1) - a) / (n + 1.0 - 2.0 * a)
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse(x) for x in p])
-
-
-def _smooth(x: np.ndarray, y: np.ndarray, span: float = 0.67) -> np.ndarray:
-    """Local straight lines through the nearest `span` of the points, tricube weights (Cleveland 1979), at x (n,)."""
-    reach = min(x.size, max(3, int(np.ceil(span * x.size))))
-    at = np.unique(np.quantile(x, np.linspace(0.0, 1.0, 60)))
-    scale = max(float(np.ptp(x)), np.finfo(float).tiny)
-    out = np.empty(at.size)
-    for i, centre in enumerate(at):
-        away = np.abs(x - centre)
-        width = max(float(np.partition(away, reach - 1)[reach - 1]), 1e-3 * scale) * 1.001
-        w = np.clip(1.0 - (away / width) ** 3, 0.0, None) ** 3
-        middle = (w @ x) / w.sum()
-        spread = w @ (x - middle) ** 2
-        level = (w @ y) / w.sum()
-        # a spread of nothing: all near points share one x, and the line is their mean
-        slope = (w @ ((x - middle) * y)) / spread if spread > 1e-9 * w.sum() * scale**2 else 0.0
-        out[i] = level + slope * (centre - middle)
-    return np.asarray(np.interp(x, at, out))
 
 
 def _position(model: MixedModel) -> tuple[np.ndarray, str]:
@@ -102,36 +57,6 @@ def _residuals(model: MixedModel, type: str) -> tuple[pd.Series, str]:
     scaled = model.is_linear and type in ("pearson", "deviance")
     kind = "Pearson" if type == "pearson" else type
     return model.residuals(type, scaled=scaled), f"{kind} residual" + (" / sigma" if scaled else "")
-
-
-def _name_largest(panel: Any, data: pd.DataFrame, x: str, y: str, by: np.ndarray, n: int, beside: bool = True) -> None:
-    """Write the row labels of the n largest |by| beside their points, or above and below them, without overlaps."""
-    which = np.argsort(-np.abs(by), kind="stable")[:n]
-    data["labelled"] = np.isin(np.arange(len(data)), which)
-    panel.margins(x=0.09 if beside else 0.05, y=0.09 if beside else 0.14)
-    panel.autoscale_view()  # otherwise the limits are those of an empty panel until it is drawn
-    points = panel.transData.transform(data[[x, y]].iloc[which].to_numpy(float)) * 72.0 / panel.figure.dpi
-    middle = 0.5 * (data[x].min() + data[x].max())
-    taken: list[tuple[float, float]] = []
-    for i, (across, up) in zip(which, points, strict=True):
-        sign = 1.0 if by[i] >= 0.0 else -1.0
-        right = data[x].iloc[i] >= middle  # outwards, where fewer points are
-        offset = np.array([4.0 if right else -4.0, 0.0] if beside else [0.0, 8.0 * sign])
-        place = np.array([across + (14.0 if right else -14.0) * beside, up]) + offset * (not beside)
-        while any(abs(place[0] - a) < 26.0 and abs(place[1] - b) < 8.0 for a, b in taken):
-            offset[1] += 8.0 * (-sign if beside else sign)  # towards the middle, or away from the line
-            place[1] += 8.0 * (-sign if beside else sign)
-        taken.append((float(place[0]), float(place[1])))
-        panel.annotate(
-            str(data["row"].iloc[i]),
-            (data[x].iloc[i], data[y].iloc[i]),
-            xytext=tuple(offset),
-            textcoords="offset points",
-            ha="center" if not beside else "left" if right else "right",
-            va="center",
-            fontsize=7,
-            color="0.25",
-        )
 
 
 def _flist(model: MixedModel, group: Any) -> pd.Series:
@@ -153,27 +78,6 @@ def _group(model: MixedModel, group: str | None) -> str:
     return max(repeated, key=lambda g: repeated[g])
 
 
-def _name_levels(panel: Any, names: Sequence[Any], group: str) -> None:
-    """Level names down the side, one line each, or their number where there are too many to read."""
-    m = len(names)
-    if m <= MAX_NAMED_LEVELS:
-        panel.set_yticks(np.arange(m), [str(n) for n in names])
-        panel.tick_params(axis="y", labelsize=8 if m <= 30 else 7, length=0)
-        panel.set_ylabel(group, fontsize=9)
-    else:
-        panel.set_yticks([])
-        panel.set_ylabel(f"{m:,} levels of {group}", fontsize=9)
-    panel.set_ylim(-0.8, m - 0.2)
-
-
-def _height(levels: int) -> float:
-    """Inches for a panel with a line per level."""
-    if levels > MAX_NAMED_LEVELS:
-        return 7.0
-    per_level = 0.17 if levels <= 30 else 0.145
-    return float(np.clip(1.2 + per_level * levels, 2.6, 10.0))
-
-
 # ---- residuals -------------------------------------------------------------------------------------
 @checked()
 def residuals_fitted(model: MixedModel, type: str = "pearson", n_labels: int = 3, ax: Any = None) -> Picture:
@@ -190,17 +94,17 @@ def residuals_fitted(model: MixedModel, type: str = "pearson", n_labels: int = 3
         Figure, and a row per observation: row (label), fitted (the horizontal axis), residual, smooth
         (local linear fit), labelled.
     """
-    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    panel = panels(ax, 1, (5.4, 4.0))[0]
     x, x_label = _position(model)
     values, y_label = _residuals(model, type)
     data = pd.DataFrame({"row": values.index, "fitted": x, "residual": values.to_numpy()})
-    data["smooth"] = _smooth(x, data["residual"].to_numpy())
-    panel.axhline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
-    panel.scatter(data["fitted"], data["residual"], s=12, color=_POINT, alpha=0.6, linewidth=0)
+    data["smooth"] = smooth(x, data["residual"].to_numpy())
+    panel.axhline(0.0, color=REFERENCE, linewidth=0.8, linestyle="--")
+    panel.scatter(data["fitted"], data["residual"], s=12, color=POINT, alpha=0.6, linewidth=0)
     line = data.sort_values("fitted")
-    panel.plot(line["fitted"], line["smooth"], color=_LINE, linewidth=1.5)
-    _name_largest(panel, data, "fitted", "residual", data["residual"].to_numpy(), n_labels)
-    _label(panel, x_label, y_label, f"Residuals against {x_label}s")
+    panel.plot(line["fitted"], line["smooth"], color=LINE, linewidth=1.5)
+    name_largest(panel, data, "fitted", "residual", data["residual"].to_numpy(), n_labels)
+    name_axes(panel, x_label, y_label, f"Residuals against {x_label}s")
     return panel.figure, data
 
 
@@ -213,17 +117,17 @@ def scale_location(model: MixedModel, type: str = "pearson", n_labels: int = 3, 
     Returns:
         Figure, and a row per observation: row, fitted, root_abs_residual, smooth, labelled.
     """
-    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    panel = panels(ax, 1, (5.4, 4.0))[0]
     x, x_label = _position(model)
     values, y_label = _residuals(model, type)
     root = np.sqrt(np.abs(values.to_numpy()))
-    data = pd.DataFrame({"row": values.index, "fitted": x, "root_abs_residual": root, "smooth": _smooth(x, root)})
-    panel.scatter(data["fitted"], root, s=12, color=_POINT, alpha=0.6, linewidth=0)
+    data = pd.DataFrame({"row": values.index, "fitted": x, "root_abs_residual": root, "smooth": smooth(x, root)})
+    panel.scatter(data["fitted"], root, s=12, color=POINT, alpha=0.6, linewidth=0)
     line = data.sort_values("fitted")
-    panel.plot(line["fitted"], line["smooth"], color=_LINE, linewidth=1.5)
+    panel.plot(line["fitted"], line["smooth"], color=LINE, linewidth=1.5)
     panel.axhline(0.0, color="none")  # keeps zero in sight
-    _name_largest(panel, data, "fitted", "root_abs_residual", root, n_labels)
-    _label(panel, x_label, f"sqrt |{y_label}|", "Scale and location")
+    name_largest(panel, data, "fitted", "root_abs_residual", root, n_labels)
+    name_axes(panel, x_label, f"sqrt |{y_label}|", "Scale and location")
     return panel.figure, data
 
 
@@ -260,22 +164,22 @@ def residuals_by_group(
     data = data.loc[keep].sort_values("median", kind="stable")
     beyond = [far[i] for i in data.index]
     data = data.reset_index(drop=True)
-    panel = _panels(ax, 1, (5.4, _height(len(data))))[0]
+    panel = panels(ax, 1, (5.4, height(len(data))))[0]
     y = np.arange(len(data))
-    panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
-    panel.hlines(y, data["low"], data["high"], color=_POINT, linewidth=0.8)
-    box = {"facecolor": "#c7d6e6", "edgecolor": _POINT, "linewidth": 0.8, "height": 0.7}
+    panel.axvline(0.0, color=REFERENCE, linewidth=0.8, linestyle="--")
+    panel.hlines(y, data["low"], data["high"], color=POINT, linewidth=0.8)
+    box = {"facecolor": "#c7d6e6", "edgecolor": POINT, "linewidth": 0.8, "height": 0.7}
     panel.use_sticky_edges = False  # a box may be the outermost thing and needs its margin
     panel.barh(y, data["q3"] - data["q1"], left=data["q1"], zorder=2, **box)
-    panel.vlines(data["median"], y - 0.35, y + 0.35, color=_LINE, linewidth=1.6, zorder=3)
+    panel.vlines(data["median"], y - 0.35, y + 0.35, color=LINE, linewidth=1.6, zorder=3)
     for at, r in zip(y, beyond, strict=True):
-        panel.plot(r, np.full(r.size, at), ".", color=_POINT, markersize=3)
+        panel.plot(r, np.full(r.size, at), ".", color=POINT, markersize=3)
     name = str(labels.name)
     title = f"Residuals by {name}"
     if len(data) < total:
         title += f"\n{len(data)} of {total:,} levels, those with the largest |median|"
-    _label(panel, x_label, name, title)
-    _name_levels(panel, data["level"].tolist(), name)
+    name_axes(panel, x_label, name, title)
+    name_levels(panel, data["level"].tolist(), name)
     return panel.figure, data
 
 
@@ -307,9 +211,9 @@ def residuals_qq(
     else:
         values, y_label = _residuals(model, type)
     values = values.sort_values(kind="stable")
-    panel = _panels(ax, 1, (5.4, 4.0))[0]
+    panel = panels(ax, 1, (5.4, 4.0))[0]
     n = len(values)
-    z, r = _plotting_positions(n), values.to_numpy()
+    z, r = plotting_positions(n), values.to_numpy()
     quartile = NormalDist().inv_cdf(0.75)
     low, high = np.quantile(r, [0.25, 0.75])
     slope, middle = (high - low) / (2.0 * quartile), 0.5 * (low + high)
@@ -318,10 +222,10 @@ def residuals_qq(
     data = pd.DataFrame({"row": values.index, "theoretical": z, "residual": r, "line": middle + slope * z})
     data["lower"], data["upper"] = middle + slope * band[0], middle + slope * band[1]
     panel.fill_between(z, data["lower"], data["upper"], color="0.9", linewidth=0)
-    panel.plot(z, data["line"], color=_LINE, linewidth=1.2)
-    panel.scatter(z, r, s=12, color=_POINT, alpha=0.7, linewidth=0, zorder=3)
-    _name_largest(panel, data, "theoretical", "residual", (data["residual"] - data["line"]).to_numpy(), n_labels, False)
-    _label(panel, "normal quantile", y_label, "Normal Q-Q plot of residuals")
+    panel.plot(z, data["line"], color=LINE, linewidth=1.2)
+    panel.scatter(z, r, s=12, color=POINT, alpha=0.7, linewidth=0, zorder=3)
+    name_largest(panel, data, "theoretical", "residual", (data["residual"] - data["line"]).to_numpy(), n_labels, False)
+    name_axes(panel, "normal quantile", y_label, "Normal Q-Q plot of residuals")
     return panel.figure, data
 
 
@@ -338,7 +242,7 @@ def diagnostics(model: MixedModel, type: str = "pearson", group: Any = None, ax:
     Returns:
         Figure, and the four tables below each other, with the function's name as outer index.
     """
-    axes = _panels(ax, 4, (5.2, 4.0), columns=2)
+    axes = panels(ax, 4, (5.2, 4.0), columns=2)
     own = type if type == "response" else None
     parts = {
         "residuals_fitted": residuals_fitted(model, type, ax=axes[0]),
@@ -421,19 +325,19 @@ def caterpillar(
         raise ValueError(f"sort must be one of the columns {', '.join(names)}; got {sort!r}")
     order = None if sort is None else np.argsort(tables[names.index(sort)]["mode"].to_numpy(), kind="stable")
     m = len(tables[0])
-    axes = _panels(ax, len(tables), (4.2, _height(m)))
+    axes = panels(ax, len(tables), (4.2, height(m)))
     drawn = []
     for panel, name, table in zip(axes, names, tables, strict=True):
         own = np.argsort(table["mode"].to_numpy(), kind="stable") if order is None else order
         table = table.iloc[own].reset_index(drop=True)
         y = np.arange(m)
-        apart = np.where((table["lower"] > 0.0) | (table["upper"] < 0.0), _LINE, _POINT)
-        panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+        apart = np.where((table["lower"] > 0.0) | (table["upper"] < 0.0), LINE, POINT)
+        panel.axvline(0.0, color=REFERENCE, linewidth=0.8, linestyle="--")
         lines = {"linewidth": 1.0} if m <= MAX_NAMED_LEVELS else {"linewidth": 0.6, "alpha": 0.5 if m <= 300 else 0.15}
         panel.hlines(y, table["lower"], table["upper"], color=apart, **lines)
         panel.scatter(table["mode"], y, s=12 if m <= MAX_NAMED_LEVELS else 5, color=apart, zorder=3)
-        _label(panel, f"conditional mode, {100.0 * level:g} % interval", group, name)
-        _name_levels(panel, table["level"].tolist(), group)
+        name_axes(panel, f"conditional mode, {100.0 * level:g} % interval", group, name)
+        name_levels(panel, table["level"].tolist(), group)
         drawn.append(table)
     return axes[0].figure, pd.concat(drawn, ignore_index=True)
 
@@ -454,117 +358,24 @@ def ranef_qq(model: MixedModel, term: str | None = None, level: float = 0.95, ax
     """
     chosen = [_columns(model, g) for g in model.ngrps] if term is None else [_columns(model, term)]
     tables = _modes(model, chosen, level)
-    axes = _panels(ax, len(tables), (4.0, 3.6))
+    axes = panels(ax, len(tables), (4.0, 3.6))
     drawn = []
     for panel, table in zip(axes, tables, strict=True):
         table = table.sort_values("mode", kind="stable", ignore_index=True)
-        z = _plotting_positions(len(table))
+        z = plotting_positions(len(table))
         mode = table["mode"].to_numpy()
         table["theoretical"] = z
         table["line"] = mode.mean() + (z @ mode) / max(float(z @ z), np.finfo(float).tiny) * z  # z has mean 0
         panel.vlines(z, table["lower"], table["upper"], color="#9db6cf", linewidth=0.8 if len(z) <= 100 else 0.4)
-        panel.plot(z, table["line"], color=_LINE, linewidth=1.2)
-        panel.scatter(z, mode, s=12 if len(z) <= 100 else 5, color=_POINT, zorder=3)
+        panel.plot(z, table["line"], color=LINE, linewidth=1.2)
+        panel.scatter(z, mode, s=12 if len(z) <= 100 else 5, color=POINT, zorder=3)
         title = f"{table['group'].iloc[0]}: {table['column'].iloc[0]}"
-        _label(panel, "normal quantile", f"conditional mode, {100.0 * level:g} % interval", title)
+        name_axes(panel, "normal quantile", f"conditional mode, {100.0 * level:g} % interval", title)
         drawn.append(table)
     return axes[0].figure, pd.concat(drawn, ignore_index=True)
 
 
 # ---- shrinkage -------------------------------------------------------------------------------------
-@partial(jax.jit, static_argnames=("family",))
-def _pieces(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> tuple[Array, Array, Array]:
-    """Log density, score and information per row; the expected information where the family has it."""
-    value, score, observed = family.derivatives(y, eta, weights, phi)
-    expected = family.expected_information(eta, weights, phi)
-    return value, score, observed if expected is None else expected
-
-
-def _unpooled(model: MixedModel, group: str) -> np.ndarray:
-    """(m, k) effects of each level from its own rows alone, everything else in the model held fixed.
-
-    For a linear model that is (weighted) least squares of the residual without the group's effects on its
-    columns; for a generalised one maximum likelihood by Fisher scoring with the rest of the linear predictor
-    as offset. NaN where the level's rows do not determine it: columns without rank, or a likelihood that
-    rises forever (all responses equal, for instance).
-    """
-    indices = model._by_group()[group]
-    z = np.concatenate([model._data.terms[i].z for i in indices], axis=1)
-    level = np.asarray(model._data.terms[indices[0]].level)
-    m, k = len(model._data.terms[indices[0]].levels), z.shape[1]
-    y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
-    offset = model.linear_predictor - model._random_part(indices)
-
-    def total(rows: np.ndarray) -> np.ndarray:
-        out = np.zeros((m, *rows.shape[1:]))
-        np.add.at(out, level, rows)
-        return out
-
-    squares = total(weights[:, None, None] * z[:, :, None] * z[:, None, :])
-    size = np.sqrt(np.maximum(np.einsum("mkk->mk", squares), np.finfo(float).tiny))
-    smallest = np.linalg.eigvalsh(squares / (size[:, :, None] * size[:, None, :]))[:, 0]
-    known = (smallest > 1e-8) & (np.einsum("mkk->mk", squares) > 0.0).all(axis=1)
-    b = np.zeros((m, k))
-
-    def step(score: np.ndarray, information: np.ndarray, active: np.ndarray) -> np.ndarray:
-        moves = np.zeros((m, k))
-        moves[active] = np.linalg.solve(information[active], score[active][:, :, None])[:, :, 0]
-        return moves
-
-    if model.is_linear:
-        b = step(total((weights * (y - offset))[:, None] * z), squares, known)
-    else:
-        b, known = _separate_fits(model, z, level, offset, total, step, squares, known)
-    b[~known] = np.nan
-    return b
-
-
-def _separate_fits(
-    model: MixedModel,
-    z: np.ndarray,
-    level: np.ndarray,
-    offset: np.ndarray,
-    total: Callable[[np.ndarray], np.ndarray],
-    step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    squares: np.ndarray,
-    known: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fisher scoring for all levels at once, each with its own step halving; and which of them have a maximum."""
-    y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
-    phi = model._estimates.phi
-
-    def at(b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        eta = offset + np.einsum("nk,nk->n", z, b[level])
-        with x64():
-            value, score, w = (np.asarray(x) for x in _pieces(eta, y, weights, phi, model.family))
-        return total(value), total(score[:, None] * z), total(w[:, None, None] * z[:, :, None] * z[:, None, :])
-
-    def weakest(information: np.ndarray) -> np.ndarray:
-        """Least information of a level in any direction, relative to that of its rows at weight one."""
-        size = np.sqrt(np.maximum(np.einsum("mkk->mk", squares), np.finfo(float).tiny))
-        return np.linalg.eigvalsh(information / (size[:, :, None] * size[:, None, :]))[:, 0]
-
-    b = np.zeros((squares.shape[0], z.shape[1]))
-    value, score, information = at(b)
-    done = ~known
-    for _ in range(100):
-        active = ~done & (weakest(information) > 1e-7)  # below, the likelihood is flat: it has no maximum nearby
-        if not active.any():
-            break
-        moves = step(score, information, active)
-        done |= active & ((moves * score).sum(axis=1) < 1e-16)
-        length = np.where(active, 1.0, 0.0)
-        for _ in range(20):
-            new = at(b + length[:, None] * moves)
-            worse = (length > 0.0) & ~(new[0] >= value - 1e-10 * (1.0 + np.abs(value)))
-            if not worse.any():
-                break
-            length = np.where(worse, 0.5 * length, length)
-        b = b + length[:, None] * moves
-        value, score, information = new
-    return b, known & done & (weakest(information) > 1e-5)
-
-
 @checked(group=text)
 def shrinkage(model: MixedModel, group: str | None = None, ax: Any = None) -> Picture:
     """What partial pooling does: per level, the estimate from its own rows alone and the conditional mode.
@@ -585,7 +396,7 @@ def shrinkage(model: MixedModel, group: str | None = None, ax: Any = None) -> Pi
     """
     group = _group(model, group)
     effects = model.ranef()[group]
-    separate = _unpooled(model, group)
+    separate = unpooled(model, group)
     labels = model._data.terms[model._by_group()[group][0]]
     n = np.bincount(labels.level, minlength=len(labels.levels))
     fixed = model.fixef.reindex(list(effects.columns)).fillna(0.0).to_numpy()
@@ -609,10 +420,10 @@ def shrinkage(model: MixedModel, group: str | None = None, ax: Any = None) -> Pi
     if missing:
         title += f"\n{missing} of {len(effects):,} levels have no estimate of their own"
     if len(tables) == 2:
-        axes = _panels(ax, 1, (6.0, 5.2))
+        axes = panels(ax, 1, (6.0, 5.2))
         _shrinkage_plane(axes[0], tables, title)
     else:
-        axes = _panels(ax, len(tables), (4.6, _height(len(effects))))
+        axes = panels(ax, len(tables), (4.6, height(len(effects))))
         for panel, table in zip(axes, tables, strict=True):
             _shrinkage_lines(panel, table, group, title, legend=panel is axes[0])
     return axes[0].figure, pd.concat(tables, ignore_index=True)
@@ -627,10 +438,10 @@ def _shrinkage_plane(panel: Any, tables: list[pd.DataFrame], title: str) -> None
     if moved.any():
         arrow = {"width": 0.003, "headwidth": 7, "headlength": 8, "color": "0.55"}
         panel.quiver(*start[moved].T, *way.T, angles="xy", scale_units="xy", scale=1.0, **arrow)
-    panel.scatter(*start[moved].T, s=22, facecolor="white", edgecolor=_POINT, zorder=3, label="own rows alone")
-    panel.scatter(*end.T, s=10, color=_POINT, zorder=4, label="conditional mode")
+    panel.scatter(*start[moved].T, s=22, facecolor="white", edgecolor=POINT, zorder=3, label="own rows alone")
+    panel.scatter(*end.T, s=10, color=POINT, zorder=4, label="conditional mode")
     panel.scatter(
-        x["fixed"].iloc[:1], y["fixed"].iloc[:1], s=110, marker="+", color=_LINE, zorder=5, label="fixed effect"
+        x["fixed"].iloc[:1], y["fixed"].iloc[:1], s=110, marker="+", color=LINE, zorder=5, label="fixed effect"
     )
     if len(x) <= 30:
         for name, (a, b), ok in zip(x["level"], np.where(moved[:, None], start, end), moved, strict=True):
@@ -639,24 +450,24 @@ def _shrinkage_plane(panel: Any, tables: list[pd.DataFrame], title: str) -> None
             )
     panel.margins(0.09)
     panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _label(panel, str(x["column"].iloc[0]), str(y["column"].iloc[0]), title)
+    name_axes(panel, str(x["column"].iloc[0]), str(y["column"].iloc[0]), title)
 
 
 def _shrinkage_lines(panel: Any, table: pd.DataFrame, group: str, title: str, legend: bool) -> None:
     table = table.sort_values("mode", kind="stable")
     y = np.arange(len(table))
     few = len(table) <= MAX_NAMED_LEVELS
-    panel.axvline(table["fixed"].iloc[0], color=_LINE, linewidth=1.0, label="fixed effect")
+    panel.axvline(table["fixed"].iloc[0], color=LINE, linewidth=1.0, label="fixed effect")
     panel.hlines(y, table["no_pooling"], table["mode"], color="0.75", linewidth=1.0)
     size = 20 if few else 8
     panel.scatter(
-        table["no_pooling"], y, s=size, facecolor="white", edgecolor=_POINT, linewidth=0.9, label="own rows alone"
+        table["no_pooling"], y, s=size, facecolor="white", edgecolor=POINT, linewidth=0.9, label="own rows alone"
     )
-    panel.scatter(table["mode"], y, s=size, color=_POINT, zorder=3, label="conditional mode")
+    panel.scatter(table["mode"], y, s=size, color=POINT, zorder=3, label="conditional mode")
     if legend:
         panel.legend(fontsize=8, frameon=False, loc="lower right")  # rows ascend: the corner is empty
-    _label(panel, str(table["column"].iloc[0]), group, title)
-    _name_levels(panel, table["level"].tolist(), group)
+    name_axes(panel, str(table["column"].iloc[0]), group, title)
+    name_levels(panel, table["level"].tolist(), group)
 
 
 # ---- coefficients ----------------------------------------------------------------------------------
@@ -699,11 +510,11 @@ def coefficients(
     if not names:
         raise ValueError("nothing to draw: there is no coefficient but the intercept")
     count = len(tables)
-    panel = _panels(ax, 1, (6.0, float(np.clip(1.4 + (0.16 + 0.14 * count) * len(names), 2.4, 12.0))))[0]
-    panel.axvline(0.0, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    panel = panels(ax, 1, (6.0, float(np.clip(1.4 + (0.16 + 0.14 * count) * len(names), 2.4, 12.0))))[0]
+    panel.axvline(0.0, color=REFERENCE, linewidth=0.8, linestyle="--")
     shift = (np.arange(count) - 0.5 * (count - 1)) * min(0.7 / count, 0.22)
     for i, (label, table) in enumerate(tables.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         y = np.arange(len(names)) + shift[i]
         own = table.reindex(names).set_index(y)
         own = own[own["lower"].notna()]
@@ -714,7 +525,7 @@ def coefficients(
     if count > 1:
         panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     what = f"{100.0 * level:g} % interval" if not intervals else "interval"  # given ones may have another level
-    _label(panel, f"estimate and {what}", "", "Fixed effects")
+    name_axes(panel, f"estimate and {what}", "", "Fixed effects")
     rows = [t.loc[[n]].assign(coefficient=n, label=s) for n in names for s, t in tables.items() if n in t.index]
     data = pd.concat(rows, ignore_index=True)
     return panel.figure, data[["coefficient", "label", "estimate", "lower", "upper"]]
@@ -767,11 +578,11 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
     counts = isinstance(model.family, Poisson | NegativeBinomial)
     if counts or isinstance(model.family, Binomial):
         data[["lower", "upper"]] = data[["lower", "upper"]].clip(0.0, None if counts else 1.0)
-    panel = _panels(ax, 1, (5.2, 4.4))[0]
+    panel = panels(ax, 1, (5.2, 4.4))[0]
     ends = [min(data["fitted"].min(), data["observed"].min()), max(data["fitted"].max(), data["observed"].max())]
-    panel.plot(ends, ends, color=_REFERENCE, linewidth=0.8, linestyle="--")
+    panel.plot(ends, ends, color=REFERENCE, linewidth=0.8, linestyle="--")
     panel.vlines(data["fitted"], data["lower"], data["upper"], color="#9db6cf", linewidth=3.0)
-    panel.plot(data["fitted"], data["observed"], "o", color=_LINE, markersize=4)
+    panel.plot(data["fitted"], data["observed"], "o", color=LINE, markersize=4)
     for x, top, rows in zip(data["fitted"], data[["observed", "upper"]].max(axis=1), data["n"], strict=True):
         panel.annotate(
             f"{rows:,}", (x, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="0.35"
@@ -783,7 +594,7 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
         panel.set_xscale("function", functions=scale)
         panel.set_yscale("function", functions=scale)
         note = " (square-root axis)"
-    _label(panel, f"mean of fitted values{note}", f"mean of observations{note}", "Calibration, with rows per bin")
+    name_axes(panel, f"mean of fitted values{note}", f"mean of observations{note}", "Calibration, with rows per bin")
     return panel.figure, data
 
 
@@ -819,13 +630,13 @@ def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -
     expected = np.array([distribution.pmf(k).sum() for k in counts])
     observed = np.bincount(y[y <= top], minlength=top + 1)
     data = pd.DataFrame({"count": counts, "observed": observed, "expected": expected})
-    panel = _panels(ax, 1, (6.0, 4.0))[0]
+    panel = panels(ax, 1, (6.0, 4.0))[0]
     root = np.sqrt(expected)
-    style = {"color": "#9db6cf", "edgecolor": _POINT, "linewidth": 0.5 if top < 50 else 0.0, "width": 0.9}
+    style = {"color": "#9db6cf", "edgecolor": POINT, "linewidth": 0.5 if top < 50 else 0.0, "width": 0.9}
     panel.use_sticky_edges = False
     panel.bar(counts, -np.sqrt(observed), bottom=root, label="observed, hanging", **style)
-    panel.plot(counts, root, "-o", color=_LINE, markersize=3 if top < 50 else 1.5, linewidth=1.2, label="expected")
+    panel.plot(counts, root, "-o", color=LINE, markersize=3 if top < 50 else 1.5, linewidth=1.2, label="expected")
     panel.axhline(0.0, color="0.3", linewidth=0.8)
     panel.legend(fontsize=8, frameon=False)
-    _label(panel, model._data.response_name, "square root of frequency", "Hanging rootogram")
+    name_axes(panel, model._data.response_name, "square root of frequency", "Hanging rootogram")
     return panel.figure, data

@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .formula.frame import ModelData
-    from .inference.anova import WaldTest
     from .inference.approximation import QuadratureError
     from .inference.bootstrap import Bootstrap
     from .inference.influence import Influence, Sensitivity
     from .inference.likelihood import Point
     from .inference.means import MarginalMeans
     from .inference.profile import Profile
+    from .inference.wald import WaldTest
     from .report.summary import Summary
 
 SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
@@ -851,7 +851,7 @@ class MixedModel:
             ValueError: an unknown coefficient, a wrong shape, or hypotheses that contradict each other.
             NotSupportedError: ddf for a generalised model.
         """
-        from .inference.anova import wald_test
+        from .inference.wald import wald_test
 
         return wald_test(self, L, rhs, ddf)
 

@@ -345,7 +345,7 @@ def test_short_text_and_html() -> None:
     ],
 )
 def test_p_values_as_text(p: float, text: str) -> None:
-    from glmmjax.report.summary import p_text
+    from glmmjax.report.numbers import p_text
 
     assert p_text(p) == text
 

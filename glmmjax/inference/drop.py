@@ -13,7 +13,8 @@ from .._arguments import checked, text
 from .._errors import FormulaError
 from ..formula.parse import Formula, Terms, bits, deparse, parse, simplify
 from ..formula.parse import update as update_formula
-from .anova import AnovaTable, chisq_tail, made_table
+from ..report.anova_table import AnovaTable, made_table
+from .wald import chisq_tail
 
 if TYPE_CHECKING:
     from ..results import MixedModel

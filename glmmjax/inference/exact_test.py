@@ -23,7 +23,8 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import NotSupportedError
-from .anova import check_comparable, chisq_tail
+from .anova import check_comparable
+from .wald import chisq_tail
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -10,6 +10,7 @@ import numpy as np
 from .._errors import DataError, FormulaError, NotSupportedError
 from ..fit.optimise import EVALUATION_LIMIT, EXACT, IMPOSSIBLE
 from ..formula.parse import bits
+from .numbers import LEGEND, abbreviate, p_text, signif, stars
 
 if TYPE_CHECKING:
     from ..results import MixedModel, VarCorr
@@ -154,42 +155,9 @@ def verdict(model: MixedModel) -> str:
     return f"NOT converged: {stats.message} (expected further decrease {stats.decrement:.1e})."
 
 
-def _signif(values: np.ndarray, digits: int) -> list[str]:
-    """R's format(): common decimals so that every value shows `digits` significant ones (at most 15)."""
-    values = np.asarray(values, float)
-    finite = values[np.isfinite(values)]
-    need = 0
-    for v in finite:
-        if v == 0.0:
-            continue
-        text = f"{abs(v):.{digits - 1}e}"
-        mantissa, exponent = text.split("e")
-        significant = len(mantissa.replace(".", "").rstrip("0")) or 1
-        need = max(need, significant - 1 - int(exponent))
-    need = min(max(need, 0), 15)
-    return [f"{v:.{need}f}" if np.isfinite(v) else "NaN" if np.isnan(v) else f"{v:f}".title() for v in values]
-
-
 def method_name(ddf: str) -> str:
     """ "Satterthwaite" or "Kenward-Roger", however it was written."""
     return "-".join(part.capitalize() for part in ddf.lower().split("-"))
-
-
-def p_text(p: float) -> str:
-    """R's format.pval."""
-    if np.isnan(p):
-        return "NaN"
-    if p < 2e-16:
-        return "<2e-16"
-    return f"{p:.3g}" if p < 1e-3 else f"{p:.5f}".rstrip("0").rstrip(".")
-
-
-def stars(p: float) -> str:
-    """R's significance codes."""
-    for bound, mark in ((0.001, "***"), (0.01, "**"), (0.05, "*"), (0.1, ".")):
-        if p < bound:
-            return mark
-    return ""
 
 
 def columns_text(rows: list[list[str]], right: list[bool]) -> list[str]:
@@ -205,8 +173,8 @@ def varcorr_text(blocks: VarCorr, variance: bool = True) -> str:
     """Table of random effects: groups, names, (variance,) standard deviation and correlations."""
     k = max((len(b.names) for b in blocks), default=1)
     residual = [] if blocks.residual is None else [np.array([blocks.residual])]
-    sds = _signif(np.concatenate([*[b.sd for b in blocks], *residual]), 4)
-    variances = _signif(np.concatenate([*[np.diag(b.cov) for b in blocks], *[r**2 for r in residual]]), 4)
+    sds = signif(np.concatenate([*[b.sd for b in blocks], *residual]), 4)
+    variances = signif(np.concatenate([*[np.diag(b.cov) for b in blocks], *[r**2 for r in residual]]), 4)
     header = ["Groups", "Name"] + (["Variance"] if variance else []) + ["Std.Dev."]
     if k > 1:
         header += ["Corr"] + [""] * (k - 2)
@@ -270,7 +238,7 @@ def short_text(model: MixedModel) -> str:
     lines = [*header_lines(model), *fit_lines(model), "Random effects:", varcorr_text(model.VarCorr(), False)]
     lines += [group_line(model), "Fixed Effects:"]
     names = list(model._data.x_names)
-    values = _signif(model.beta, 4)
+    values = signif(model.beta, 4)
     line_names, line_values = "", ""
     for name, value in zip(names, values, strict=True):
         w = max(len(name), len(value)) + 2
@@ -283,18 +251,6 @@ def short_text(model: MixedModel) -> str:
     if len(model.fitted) and (not model.converged or model.is_singular):
         lines.append(verdict(model))
     return "\n".join(lines)
-
-
-def abbreviate(name: str, length: int) -> str:
-    """Shorten as R's abbreviate does: drop lower-case vowels, then lower-case letters, from the end."""
-    chars = list(name)
-    for drop in ("aeiou", "abcdefghijklmnopqrstuvwxyz"):
-        i = len(chars) - 1
-        while len(chars) > length and i > 0:
-            if chars[i] in drop and chars[i - 1] not in " .:":
-                del chars[i]
-            i -= 1
-    return "".join(chars)[:length]
 
 
 class Summary:
@@ -310,7 +266,7 @@ class Summary:
     def coefficients(self) -> list[list[str]]:
         """Rows of the fixed-effects table with header."""
         table = self.table
-        estimate, se = _signif(table["estimate"].to_numpy(), 5), _signif(table["std_error"].to_numpy(), 4)
+        estimate, se = signif(table["estimate"].to_numpy(), 5), signif(table["std_error"].to_numpy(), 4)
         letter = "t" if self.model.is_linear else "z"
         columns = [estimate, se]
         header = ["", "Estimate", "Std. Error"]
@@ -330,7 +286,7 @@ class Summary:
             scaled = self.model.residuals("pearson", scaled=True).to_numpy()
         except NotSupportedError:
             return []
-        quantiles = _signif(np.quantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0]), 5)
+        quantiles = signif(np.quantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0]), 5)
         quantiles = [f"{float(q):.4f}" for q in quantiles]
         names = ["Min", "1Q", "Median", "3Q", "Max"]
         w = [max(len(a), len(b)) for a, b in zip(names, quantiles, strict=True)]
@@ -371,7 +327,7 @@ class Summary:
         right = [False] + [True] * (len(rows[0]) - 1 - starred) + [False] * starred
         lines += ["", title, *(columns_text(rows, right) if len(rows) > 1 else ["(none)"])]
         if starred and any(row[-1] for row in rows[1:]):
-            lines += ["---", "Signif. codes:  0 '***' 0.001 '**' 0.01 '*' 0.05 '.' 0.1 ' ' 1"]
+            lines += ["---", LEGEND]
         if self.correlation:
             lines += self._correlation_lines()
         elif len(m._data.x_names) > 20:

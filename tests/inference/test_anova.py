@@ -14,8 +14,10 @@ from helpers import assert_close, inference, load_data
 from scipy import stats
 
 import glmmjax as gj
-from glmmjax.inference import anova
-from glmmjax.inference.anova import Pattern, r_format, r_pvalues
+from glmmjax.inference import nested
+from glmmjax.inference.hypotheses import parse_hypotheses
+from glmmjax.inference.nested import Pattern
+from glmmjax.report.numbers import r_format, r_pvalues
 from glmmjax.results import MixedModel, NotSupportedError
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
@@ -310,7 +312,7 @@ GH = 2 * G + H
     ],
 )
 def test_nesting_of_random_effects(small: list[Pattern], large: list[Pattern], expected: tuple[bool, int]) -> None:
-    assert anova._covariance_within(small, large) == expected
+    assert nested._covariance_within(small, large) == expected
 
 
 def test_inner_products_are_those_of_the_covariance_matrices() -> None:
@@ -320,13 +322,13 @@ def test_inner_products_are_those_of_the_covariance_matrices() -> None:
         return np.asarray((p.z @ S @ p.z.T) * (p.level[:, None] == p.level))
 
     dense = [[(covariance(s, S) * covariance(t, T)).sum() for T in t.basis] for S in s.basis]
-    assert_close(anova._inner(s, t), dense, atol=1e-10)
+    assert_close(nested._inner(s, t), dense, atol=1e-10)
 
 
 def test_columns_within_a_span() -> None:
     big = np.column_stack([np.ones(48), 1e6 + X, X**2])
-    assert anova._within(np.column_stack([X + 3, np.zeros(48)]), big)
-    assert not anova._within(X[:, None] ** 3, big)
+    assert nested._within(np.column_stack([X + 3, np.zeros(48)]), big)
+    assert not nested._within(X[:, None] ** 3, big)
 
 
 def test_fits_that_are_no_optimum_are_told() -> None:
@@ -525,7 +527,7 @@ def test_hypotheses_in_text() -> None:
     names = ["(Intercept)", "x", "x2", "a:x", "I(x^2)", "bs(x, df = 5)1", "x.y"]
 
     def read(text: str) -> tuple[list[list[float]], list[float]]:
-        _, matrix, rhs = anova.parse_hypotheses(text, names)
+        _, matrix, rhs = parse_hypotheses(text, names)
         return matrix.tolist(), rhs.tolist()
 
     assert read("x2 = 1e1") == ([[0, 0, 1, 0, 0, 0, 0]], [10])

@@ -15,6 +15,7 @@ from scipy import optimize, stats
 
 import glmmjax as gj
 from glmmjax import plots
+from glmmjax.report.panels import plotting_positions, smooth
 from glmmjax.results import NotSupportedError
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -65,10 +66,10 @@ def inside(figure: Any) -> None:
 # -------------------- residuals
 def test_smooth_reproduces_a_line_and_stands_ties(rng: np.random.Generator):
     x = rng.normal(size=50)
-    assert_close(plots._smooth(x, 3.0 - 2.0 * x), 3.0 - 2.0 * x, atol=1e-8)
-    assert_close(plots._smooth(np.zeros(8), np.arange(8.0)), np.full(8, 3.5), rtol=1e-12)
+    assert_close(smooth(x, 3.0 - 2.0 * x), 3.0 - 2.0 * x, atol=1e-8)
+    assert_close(smooth(np.zeros(8), np.arange(8.0)), np.full(8, 3.5), rtol=1e-12)
     tied = np.repeat([0.0, 1.0], 20)
-    assert_close(plots._smooth(tied, tied + 1.0), tied + 1.0, atol=1e-6)
+    assert_close(smooth(tied, tied + 1.0), tied + 1.0, atol=1e-6)
 
 
 def test_residuals_fitted_of_a_linear_model():
@@ -150,7 +151,7 @@ def test_residuals_qq():
     assert_close(data["line"], q[0] + slope * (z - zq[0]), atol=1e-10)
     ends = stats.norm.ppf(stats.beta.ppf([0.025, 0.975], 180, 1))  # the largest of 180
     assert_close((data[["lower", "upper"]].iloc[-1] - q.mean()) / slope, ends, rtol=1e-8)
-    small = plots._plotting_positions(5)
+    small = plotting_positions(5)
     assert_close(stats.norm.cdf(small), (np.arange(1, 6) - 0.375) / 5.25, rtol=1e-12)
 
 
