@@ -6,7 +6,7 @@ derivative of a log-determinant), compiled when first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import erfc, sqrt
@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from . import inference
 from ._arguments import checked, choice
 from ._errors import NotSupportedError as NotSupportedError
+from ._methods import Method
 from .algebra.bordered import selected_inverse
 from .algebra.linalg import eliminate, factorise, penalised
 from .compiling import programs
@@ -38,16 +40,9 @@ from .objective.pirls import Blocked, Parameters, reduce_fixed, row_sums
 from .objective.quadrature import marginal
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .formula.frame import ModelData
-    from .inference.approximation import QuadratureError
-    from .inference.bootstrap import Bootstrap
-    from .inference.influence import Influence, Sensitivity
-    from .inference.likelihood import Point
-    from .inference.means import MarginalMeans
+    from .inference.influence import Sensitivity
     from .inference.profile import Profile
-    from .inference.wald import WaldTest
     from .report.summary import Summary
 
 SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
@@ -606,9 +601,9 @@ class MixedModel:
             made = self.profile(limit=max(half_width, 2.0)) if profile is None else profile
             return made.confint(level)
         if chosen == "uniroot":
-            from .inference.profile import profile as trace
+            from .inference.profile import traced
 
-            return trace(self, None, half_width, half_width).confint(level)
+            return traced(self, None, half_width, half_width).confint(level)
         if chosen == "boot":
             return self.bootstrap(nsim, seed).confint(level, kind)
         if chosen != "wald":
@@ -627,39 +622,8 @@ class MixedModel:
         random_ends = pd.DataFrame(back.T, random.index, ends.columns)
         return random_ends if which == "theta_" else pd.concat([random_ends, ends])
 
-    def sdcor(self) -> pd.DataFrame:
-        """Standard deviations, correlations, sigma and dispersions with delta-method standard errors.
-
-        Returns:
-            By name: estimate, std_error; "transformed" (its log, or Fisher's z of a correlation), its standard error,
-            and "scale" ("log" or "z"). NaN errors where the estimate is on its boundary.
-        """
-        from .inference.likelihood import sdcor_table
-
-        return sdcor_table(self)
-
-    def profile(
-        self,
-        which: str | Sequence[str] | Mapping[str, Callable[[Point], Array]] | None = None,
-        limit: float | None = None,
-    ) -> Profile:
-        """Profile likelihood of parameters, or of any scalar functions of them.
-
-        Args:
-            which: names (as in the rows of the result: ``sd_(Intercept)|herd``, ``cor_b.a|g``, ``sigma``, fixed
-                effects), "theta_" or "beta_" for all of a kind, None for all; or name -> function, which
-                receives theta, beta, sigma, phi and cov (per term) as JAX arrays and returns a scalar:
-                ``{"icc": lambda q: q.cov[0][0, 0] / (q.cov[0][0, 0] + q.sigma**2)}``.
-            limit: signed root of the deviance's rise to follow each path to; default 3.
-
-        Returns:
-            `Profile`: tidy `frame`, `confint(level)`, splines both ways. A REML fit is profiled by ML.
-
-        Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 5.1.
-        """
-        from .inference.profile import profile
-
-        return profile(self, which, limit)
+    sdcor = Method(lambda: inference.likelihood.sdcor_table)
+    profile = Method(lambda: inference.profile.profile)
 
     # ---- random effects ----------------------------------------------------------------------------
     def VarCorr(self) -> VarCorr:
@@ -730,51 +694,9 @@ class MixedModel:
                 )
         return pd.concat(parts, ignore_index=True)
 
-    def rePCA(self) -> dict[str, pd.DataFrame]:
-        """Principal components of the random effects (lme4's rePCA): few of them say that a term is too rich.
-
-        Returns:
-            dict: grouping factor -> DataFrame with a row per component: sdev (relative to sigma), proportion
-            (of the variance), cumulative; ``attrs["rotation"]`` has the directions.
-        """
-        from .inference.summaries import re_pca
-
-        return re_pca(self)
-
-    def icc(self, null: MixedModel | None = None) -> pd.Series:
-        """Intraclass correlation on the link scale: share of the random effects in the variance.
-
-        Random slopes count with the variance that they have on average over the rows; a term with a level per
-        row is overdispersion and counts with the distribution. That of the binomial is that of the latent
-        response: pi^2/3, 1, pi^2/6 (logit, probit, cloglog), for one trial; that of counts with a log link is
-        log(1 + 1/mu [+ 1/theta]), mu = exp(intercept + half the random variance) of the model without covariates.
-
-        Args:
-            null: for count models, the fitted model without covariates; None fits it.
-
-        Returns:
-            Series: adjusted (of the variance that X beta leaves), unadjusted (of all).
-
-        Raises:
-            NotSupportedError: a family or link without such a variance.
-
-        Source: Nakagawa, Johnson & Schielzeth 2017, J. R. Soc. Interface 14(134); Johnson 2014.
-        """
-        from .inference.summaries import icc
-
-        return icc(self, null)
-
-    def r2(self, null: MixedModel | None = None) -> pd.Series:
-        """Nakagawa's R2 on the link scale; arguments and variances as `icc`.
-
-        Returns:
-            Series: marginal (share of X beta in the variance), conditional (with the random effects).
-
-        Source: Nakagawa & Schielzeth 2013, Methods Ecol. Evol. 4(2); Johnson 2014, Methods Ecol. Evol. 5(9).
-        """
-        from .inference.summaries import r2
-
-        return r2(self, null)
+    rePCA = Method(lambda: inference.summaries.re_pca)
+    icc = Method(lambda: inference.summaries.icc)
+    r2 = Method(lambda: inference.summaries.r2)
 
     def coef(self) -> dict[str, pd.DataFrame]:
         """Per grouping factor, fixed effects plus conditional modes of each level (lme4's coef)."""
@@ -789,195 +711,16 @@ class MixedModel:
         return out
 
     # ---- prediction --------------------------------------------------------------------------------
-    def predict(
-        self,
-        newdata: Any = None,
-        re_form: str | None = None,
-        type: str = "link",
-        allow_new_levels: bool = False,
-        offset: Any = None,
-        se: bool | str = False,
-        level: float | None = None,
-        given: Any = None,
-        interval: str = "confidence",
-    ) -> Any:
-        """Predictions for the data of the fit or for new rows.
-
-        Args:
-            newdata: table with the model's columns (the response is not needed); None for the fit's rows. Columns
-                that offset() or an offset by name use are looked up here; poly(), scale(), bs() are those of the fit.
-            re_form: None uses all random effects, "NA" none, "~(1 | g)" those of the terms or columns named.
-            type: "link"; "response" (conditional means, at the modes); or "marginal": means averaged over the random
-                effects, over all of them unless re_form names some, which are then kept at their modes. The integral
-                is exact for the log link, else numerical with an error below 1e-10 for standard deviations up to 8.
-            allow_new_levels: predict unseen levels of a grouping factor with random effects 0.
-            offset: (n_new,) in place of an offset array of the fit.
-            se: True adds standard errors of the prediction as one of the unknown linear predictor (or mean): from
-                the conditional variance of the random effects and the joint covariance of theta, beta and dispersions
-                (glmmTMB's; observed information at the modes). "conditional" takes theta as known (lme4's definition).
-                A new level adds the variance of its random effects.
-            level: of intervals, such as 0.95; implies se=True.
-            given: table with rows, responses included, of levels that were not in the fit: their random effects are
-                found from these rows at the parameters of the fit. `newdata` then may have these levels. Standard
-                errors need a single grouping factor.
-            interval: of level: "confidence", of the linear predictor or mean; or "prediction", of a new observation of
-                a linear model, whose residual variance it adds (with the weights of the fit's rows, for new rows 1).
-
-        Returns:
-            (n,) or (n_new,). With `se` or `level`, a DataFrame with fit, se (on the scale of fit, by the delta method
-            where that is a mean), and with `level` lower and upper: normal on the link scale, transformed back.
-
-        Raises:
-            DataError: a column is missing, or new levels (named) without allow_new_levels; an offset array of the fit
-                has no counterpart in newdata (give offset=).
-        """
-        from .inference.predict import predict
-
-        return predict(self, newdata, re_form, type, allow_new_levels, offset, se, level, given, interval)
-
-    def wald_test(self, L: Any, rhs: Any = 0.0, ddf: str | None = None) -> WaldTest:
-        """Wald test of linear hypotheses about the fixed effects.
-
-        Args:
-            L: text such as ``"period2 = period3, period4 = 0"``; coefficient -> weight; or a matrix (r, p) over the
-                coefficients of `fixef`.
-            rhs: number, or (r,), that L beta is tested to be; text has its own.
-            ddf: for linear models "satterthwaite" or "kenward-roger": an F test; None gives a chi-square test.
-
-        Returns:
-            `WaldTest`: text, HTML, statistic, df, df_denom, p_value, estimate, std_error.
-
-        Raises:
-            ValueError: an unknown coefficient, a wrong shape, or hypotheses that contradict each other.
-            NotSupportedError: ddf for a generalised model.
-        """
-        from .inference.wald import wald_test
-
-        return wald_test(self, L, rhs, ddf)
-
-    def score_test(self, covariates: Any, adjust: str = "BH") -> pd.DataFrame:
-        """Score tests of covariates that the model does not have, one at a time, without fitting any of them.
-
-        For scans of many candidates: the null model is fitted once, and each covariate costs a pass over the rows.
-        Random effects and dispersions are held at their estimates; to first order the p-values are those of
-        likelihood-ratio tests.
-
-        Args:
-            covariates: (n, B) array or DataFrame of numbers, rows as the data of the fit (or its rows that were kept).
-            adjust: p_adjusted over the covariates: "BH", "holm", "bonferroni" or "none".
-
-        Returns:
-            One row per covariate: estimate (of its coefficient after one step), std_error, statistic (z), p_value,
-            p_adjusted. NaN where the fixed effects span the covariate.
-
-        Raises:
-            DataError: covariates that are not numbers, not finite, or have another number of rows.
-
-        Source: Chen et al. 2016, Am. J. Hum. Genet. 98; see `_score.py`.
-        """
-        from .inference.score import score_test
-
-        return score_test(self, covariates, adjust)
+    predict = Method(lambda: inference.predict.predict)
+    wald_test = Method(lambda: inference.wald.wald_test)
+    score_test = Method(lambda: inference.score.score_test)
 
     # ---- simulation --------------------------------------------------------------------------------
-    def simulate(
-        self,
-        nsim: int = 1,
-        seed: Any = 0,
-        re_form: str | None = None,
-        use_u: bool = False,
-        labels: bool = False,
-    ) -> pd.DataFrame:
-        """New responses drawn from the fitted model, for the rows of the fit.
-
-        Args:
-            nsim: number of responses.
-            seed: integer, or a NumPy generator, which is advanced. Equal seeds give equal draws.
-            re_form: None and "NA" draw all random effects anew (lme4's default); "~(1 | g)" conditions on the modes
-                of the terms named and draws the others.
-            use_u: condition on the modes of all terms.
-            labels: for a response that was a factor, its labels instead of 0 and 1.
-
-        Returns:
-            DataFrame (n, nsim), columns sim_1, sim_2, ..., in the units of the response. Binomial responses are
-            numbers of successes, as integers: 0 or 1 for binary data, at most the trials for cbind() and for
-            proportions. `refit` takes every column as it is.
-
-        Raises:
-            NotSupportedError: a custom family without sampler; prior weights that are not trials or precisions.
-        """
-        from .inference.simulate import simulate_model
-
-        return simulate_model(self, nsim, seed, re_form, use_u, labels)
-
-    def bootstrap(
-        self,
-        nsim: int = 1000,
-        seed: Any = 0,
-        kind: str = "parametric",
-        statistic: Callable[[MixedModel], Any] | None = None,
-        batched: bool | None = None,
-    ) -> Bootstrap:
-        """Bootstrap distribution of the estimates, by refits of the compiled program.
-
-        Args:
-            nsim: replicates. seed: of NumPy's generator.
-            kind: "parametric" simulates random effects and responses; "semiparametric" (linear models) keeps the
-                conditional modes and resamples residuals, scaled to sigma; "groups" resamples the levels of the
-                grouping factor.
-            statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
-                sigma and fixed effects, which is much faster.
-            batched: fit replicates together by the programs of `glmmjax.fit_many`, some ten times as fast once these
-                are compiled (or found in the cache); None does so from 1,000 replicates on.
-
-        Returns:
-            `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
-            failed are counted and kept apart.
-        """
-        from .inference.bootstrap import bootstrap
-
-        return bootstrap(self, nsim, seed, kind, statistic, batched)
-
-    def marginal_means(
-        self,
-        by: str | Sequence[str],
-        at: Mapping[str, Any] | None = None,
-        type: str = "link",
-        level: float = 0.95,
-        ddf: str | None = None,
-    ) -> MarginalMeans:
-        """Means of the linear predictor by levels of variables, averaged over the other factors (emmeans).
-
-        Args:
-            by: variables of the fixed effects.
-            at: values for variables instead of all levels of a factor or the mean of a number.
-            type: "response" transforms the means and their intervals back.
-            level: of the intervals. ddf: degrees of freedom of linear models, as in `coefficients`.
-
-        Returns:
-            `MarginalMeans`: `frame`, and `pairs(adjust)` for all differences.
-        """
-        from .inference.means import marginal_means
-
-        return marginal_means(self, by, at, type, level, ddf)
-
-    def marginal_coefficients(self) -> pd.DataFrame:
-        """Population-averaged fixed effects: the marginal mean response, on the link scale, regressed on X.
-
-        Returns:
-            estimate, std_error (delta method, theta's uncertainty included), statistic, and the "conditional" ones.
-
-        Source: Hedeker, du Toit, Demirtas & Gibbons 2018, Biometrics 74 (GLMMadaptive's marginal_coefs).
-        """
-        from .inference.means import marginal_coefficients
-
-        return marginal_coefficients(self)
-
-    def vif(self) -> pd.DataFrame:
-        """Generalised variance-inflation factors of the terms (Fox & Monette 1992): GVIF, df, GVIF^(1/(2 df))."""
-        from .inference.summaries import vif
-
-        return vif(self)
+    simulate = Method(lambda: inference.simulate.simulate_model)
+    bootstrap = Method(lambda: inference.bootstrap.bootstrap)
+    marginal_means = Method(lambda: inference.means.marginal_means)
+    marginal_coefficients = Method(lambda: inference.means.marginal_coefficients)
+    vif = Method(lambda: inference.summaries.vif)
 
     # ---- influence ---------------------------------------------------------------------------------
     @cached_property
@@ -986,91 +729,17 @@ class MixedModel:
 
         return Sensitivity(self)
 
-    def sensitivity(self, what: str = "weights") -> pd.DataFrame:
-        """Derivatives of the estimates in the data, rows x parameters (theta, beta, log dispersion or log sigma).
-
-        Args:
-            what: "weights" (the family's weights: trials, or prior weights), "y" or "offset".
-
-        By the implicit function theorem at the estimates; of a REML fit those of its ML fit.
-        """
-        from .inference.influence import sensitivity
-
-        return sensitivity(self, what)
-
-    def influence(
-        self, groups: str | None = None, method: str = "first-order", batched: bool | None = None
-    ) -> Influence:
-        """What deleting each level of a grouping factor, or each row, does to the estimates.
-
-        Args:
-            groups: a grouping factor, or another column whose levels are deleted one by one; None for rows.
-            method: "first-order", from derivatives in the weights (of a REML fit: its ML fit's), or
-                "exact", by refits.
-            batched: refit many at a time, as in `bootstrap`; None does so from 1,000 deletions on.
-
-        Returns:
-            `Influence`: `change`, `cooks_distance()`, `dfbeta()`, `dfbetas()`, `to_frame()`, `plot()`.
-        """
-        from .inference.influence import influence
-
-        return influence(self, groups, method, batched)
+    sensitivity = Method(lambda: inference.influence.sensitivity)
+    influence = Method(lambda: inference.influence.influence)
 
     def cooks_distance(self, groups: str | None = None, method: str = "first-order") -> pd.Series:
         """`influence(groups, method).cooks_distance()`."""
         return self.influence(groups, method).cooks_distance()
 
     # ---- quality of the approximation ----------------------------------------------------------------
-    def quadrature_error(self, k: int | None = None, tol: float = 1e-3, shift: bool = True) -> QuadratureError:
-        """How far the approximation of the likelihood is off at the estimates, by level and in total.
-
-        Args:
-            k: quadrature points per random effect to compare with; None takes the first of 3, 5, 9, 17, 33, 65
-                that agrees with 2k - 1 points within `tol`.
-            tol: deviance units.
-            shift: also estimate how far the parameters would move with k points, by one Newton step.
-
-        Returns:
-            `QuadratureError`: text, HTML, `frame` by level, `totals`, `error`, `k`, `shift`.
-
-        Raises:
-            NotSupportedError: several grouping factors, more than 4 random effects per level, or a linear model.
-        """
-        from .inference.approximation import quadrature_error
-
-        return quadrature_error(self, k, tol, shift)
-
-    def integrands(self, axis: int = 0, z: Any = None) -> pd.DataFrame:
-        """The conditional density of each level's random effects along a standardised axis.
-
-        Args:
-            axis: random effect of the level, in the order of the terms; axes are L_j^-T's columns, the others at 0.
-            z: points, standardised by each level's mode and curvature; default 81 from -4 to 4.
-
-        Returns:
-            Columns level, z, density (scaled to the standard normal's at z = 0), normal (that density),
-            ratio (t(z), their quotient; 1 everywhere where Laplace's approximation is exact).
-        """
-        from .inference.approximation import integrands
-
-        return integrands(self, axis, z)
-
-    def plot_integrands(
-        self, kind: str = "density", axis: int = 0, levels: Sequence[Any] | None = None, z: Any = None
-    ) -> tuple[Figure, pd.DataFrame]:
-        """A panel per level: its conditional density against the standard normal, or their ratio.
-
-        Args:
-            kind: "density" or "ratio".
-            axis, z: as `integrands`.
-            levels: to show; None takes all, or the 30 with the largest error.
-
-        Returns:
-            Figure, and the data in it.
-        """
-        from .inference.approximation import plot_integrands
-
-        return plot_integrands(self, kind, axis, levels, z)
+    quadrature_error = Method(lambda: inference.approximation.quadrature_error)
+    integrands = Method(lambda: inference.approximation.integrands)
+    plot_integrands = Method(lambda: inference.approximation.plot_integrands)
 
     @property
     def _nothing_left(self) -> bool:
@@ -1137,15 +806,7 @@ class MixedModel:
             parts["sigmaREML"] = float(np.sqrt(pwrss / (self.nobs - self._design.p)))
         return parts
 
-    def getME(self, name: str) -> Any:
-        """lme4's getME, by its names: "X", "Z", "Lambda", "theta", "b", "RX", "devcomp", ...; "ALL" for a dict of all.
-
-        Matrices are dense, Z (n, q) with columns term by term, level by level, and nothing is permuted: L is the lower
-        factor of Lambda'Z'WZ Lambda + I in that order. Positions count from 0.
-        """
-        from .inference.getme import get_me
-
-        return get_me(self, name)
+    getME = Method(lambda: inference.getme.get_me)
 
     def deviance_function(self) -> Callable[..., float]:
         """lme4's as.function: (theta, beta) -> minus twice the log-likelihood of this model and data.
@@ -1191,16 +852,7 @@ class MixedModel:
 
         return refit(self, newresp)
 
-    def refit_many(self, responses: Any) -> pd.DataFrame:
-        """The same model fitted to each column of `responses` (n, B), without recompilation.
-
-        Returns:
-            One row per column: standard deviations, correlations, sigma and fixed effects, their standard errors
-            ("se_" + name), loglik, converged, singular.
-        """
-        from .inference.bootstrap import refit_many
-
-        return refit_many(self, responses)
+    refit_many = Method(lambda: inference.bootstrap.refit_many)
 
     def refit_ml(self) -> MixedModel:
         """The linear model fitted by maximum likelihood (itself if it was); no recompilation (lme4's refitML)."""

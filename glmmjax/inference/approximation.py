@@ -243,10 +243,28 @@ class QuadratureError:
         return out + "</div>"
 
 
-def quadrature_error(
+def quadrature_error(model: MixedModel, k: int | None = None, tol: float = 1e-3, shift: bool = True) -> QuadratureError:
+    """How far the approximation of the likelihood is off at the estimates, by level and in total.
+
+    Args:
+        k: quadrature points per random effect to compare with; None takes the first of 3, 5, 9, 17, 33, 65
+            that agrees with 2k - 1 points within `tol`.
+        tol: deviance units.
+        shift: also estimate how far the parameters would move with k points, by one Newton step.
+
+    Returns:
+        `QuadratureError`: text, HTML, `frame` by level, `totals`, `error`, `k`, `shift`.
+
+    Raises:
+        NotSupportedError: several grouping factors, more than 4 random effects per level, or a linear model.
+    """
+    return error_within(model, k, tol, shift)
+
+
+def error_within(
     model: MixedModel, k: int | None = None, tol: float = 1e-3, shift: bool = True, effort: float = np.inf
 ) -> QuadratureError:
-    """See `MixedModel.quadrature_error`; `effort` limits rows times nodes of the search for k."""
+    """`quadrature_error`, `effort` limiting rows times nodes of the search for k."""
     reason = prevented(model)
     if reason:
         raise NotSupportedError(reason)
@@ -321,13 +339,22 @@ def notable(model: MixedModel) -> str:
     """One sentence if the likelihood at the estimates is off by more than `NOTABLE`; else empty."""
     if not affordable(model):
         return ""
-    found = quadrature_error(model, tol=0.1 * NOTABLE, shift=False, effort=SUMMARY_EFFORT)
+    found = error_within(model, tol=0.1 * NOTABLE, shift=False, effort=SUMMARY_EFFORT)
     return found.sentence() if not abs(found.error) <= NOTABLE else ""
 
 
 # -------------------- pictures
 def integrands(model: MixedModel, axis: int = 0, z: Any = None) -> pd.DataFrame:
-    """See `MixedModel.integrands`."""
+    """The conditional density of each level's random effects along a standardised axis.
+
+    Args:
+        axis: random effect of the level, in the order of the terms; axes are L_j^-T's columns, the others at 0.
+        z: points, standardised by each level's mode and curvature; default 81 from -4 to 4.
+
+    Returns:
+        Columns level, z, density (scaled to the standard normal's at z = 0), normal (that density),
+        ratio (t(z), their quotient; 1 everywhere where Laplace's approximation is exact).
+    """
     reason = prevented(model)
     if reason:
         raise NotSupportedError(reason)
@@ -357,7 +384,16 @@ def integrands(model: MixedModel, axis: int = 0, z: Any = None) -> pd.DataFrame:
 def plot_integrands(
     model: MixedModel, kind: str = "density", axis: int = 0, levels: Sequence[Any] | None = None, z: Any = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """See `MixedModel.plot_integrands`."""
+    """A panel per level: its conditional density against the standard normal, or their ratio.
+
+    Args:
+        kind: "density" or "ratio".
+        axis, z: as `integrands`.
+        levels: to show; None takes all, or the 30 with the largest error.
+
+    Returns:
+        Figure, and the data in it.
+    """
     if kind not in ("density", "ratio"):
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
     frame = integrands(model, axis, z)

@@ -126,7 +126,22 @@ def bootstrap(
     statistic: Callable[[MixedModel], Any] | None = None,
     batched: bool | None = None,
 ) -> Bootstrap:
-    """See `MixedModel.bootstrap`."""
+    """Bootstrap distribution of the estimates, by refits of the compiled program.
+
+    Args:
+        nsim: replicates. seed: of NumPy's generator.
+        kind: "parametric" simulates random effects and responses; "semiparametric" (linear models) keeps the
+            conditional modes and resamples residuals, scaled to sigma; "groups" resamples the levels of the
+            grouping factor.
+        statistic: of a fitted model, a number, array or Series; default standard deviations, correlations,
+            sigma and fixed effects, which is much faster.
+        batched: fit replicates together by the programs of `glmmjax.fit_many`, some ten times as fast once these
+            are compiled (or found in the cache); None does so from 1,000 replicates on.
+
+    Returns:
+        `Bootstrap`: `frame`, `summary()`, `confint(level, kind="percentile"|"basic"|"normal")`; refits that
+        failed are counted and kept apart.
+    """
     if isinstance(nsim, bool) or not isinstance(nsim, (int, np.integer)) or nsim < 1:
         raise ValueError(f"nsim must be a positive integer, got {nsim!r}")
     if kind not in KINDS:
@@ -335,7 +350,12 @@ def refitted(model: MixedModel, y: np.ndarray) -> MixedModel | None:
 
 
 def refit_many(model: MixedModel, responses: Any) -> pd.DataFrame:
-    """See `MixedModel.refit_many`."""
+    """The same model fitted to each column of `responses` (n, B), without recompilation.
+
+    Returns:
+        One row per column: standard deviations, correlations, sigma and fixed effects, their standard errors
+        ("se_" + name), loglik, converged, singular.
+    """
     table = model._data.on_rows(responses, "responses", "have")
     table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(np.asarray(table))
     names = [f.name for f in standard_focals(model)]

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def get_me(model: MixedModel, name: str) -> Any:
-    """See `MixedModel.getME`."""
+    """lme4's getME, by its names: "X", "Z", "Lambda", "theta", "b", "RX", "devcomp", ...; "ALL" for a dict of all.
+
+    Matrices are dense, Z (n, q) with columns term by term, level by level, and nothing is permuted: L is the lower
+    factor of Lambda'Z'WZ Lambda + I in that order. Positions count from 0.
+    """
     pieces = _pieces(model)
     if name == "ALL":
         return {key: make() for key, make in pieces.items()}

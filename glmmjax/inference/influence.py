@@ -85,8 +85,14 @@ class Sensitivity:
         return np.asarray(self.half @ (self.half.T @ gradients))
 
 
-def sensitivity(model: MixedModel, what: str) -> pd.DataFrame:
-    """See `MixedModel.sensitivity`."""
+def sensitivity(model: MixedModel, what: str = "weights") -> pd.DataFrame:
+    """Derivatives of the estimates in the data, rows x parameters (theta, beta, log dispersion or log sigma).
+
+    Args:
+        what: "weights" (the family's weights: trials, or prior weights), "y" or "offset".
+
+    By the implicit function theorem at the estimates; of a REML fit those of its ML fit.
+    """
     if what not in ("weights", "y", "offset"):
         raise ValueError(f"estimates have derivatives in 'weights', 'y' or 'offset', not {what!r}")
     model = model.refit_ml()
@@ -211,7 +217,17 @@ class Influence:
 def influence(
     model: MixedModel, groups: str | None = None, method: str = "first-order", batched: bool | None = None
 ) -> Influence:
-    """See `MixedModel.influence`."""
+    """What deleting each level of a grouping factor, or each row, does to the estimates.
+
+    Args:
+        groups: a grouping factor, or another column whose levels are deleted one by one; None for rows.
+        method: "first-order", from derivatives in the weights (of a REML fit: its ML fit's), or
+            "exact", by refits.
+        batched: refit many at a time, as in `bootstrap`; None does so from 1,000 deletions on.
+
+    Returns:
+        `Influence`: `change`, `cooks_distance()`, `dfbeta()`, `dfbetas()`, `to_frame()`, `plot()`.
+    """
     if method not in ("first-order", "exact"):
         raise ValueError(f"method must be 'first-order' or 'exact', got {method!r}")
     codes, labels = _clusters(model, groups)

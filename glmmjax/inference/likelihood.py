@@ -325,7 +325,12 @@ def _transformed_jacobian(x: Array, layout: Layout) -> Array:
 
 
 def sdcor_table(model: MixedModel) -> pd.DataFrame:
-    """See `MixedModel.sdcor`."""
+    """Standard deviations, correlations, sigma and dispersions with delta-method standard errors.
+
+    Returns:
+        By name: estimate, std_error; "transformed" (its log, or Fisher's z of a correlation), its standard error,
+        and "scale" ("log" or "z"). NaN errors where the estimate is on its boundary.
+    """
     from .bootstrap import natural_values
     from .profile import standard_focals
 

@@ -89,7 +89,17 @@ def marginal_means(
     level: float = 0.95,
     ddf: str | None = None,
 ) -> MarginalMeans:
-    """See `MixedModel.marginal_means`."""
+    """Means of the linear predictor by levels of variables, averaged over the other factors (emmeans).
+
+    Args:
+        by: variables of the fixed effects.
+        at: values for variables instead of all levels of a factor or the mean of a number.
+        type: "response" transforms the means and their intervals back.
+        level: of the intervals. ddf: degrees of freedom of linear models, as in `coefficients`.
+
+    Returns:
+        `MarginalMeans`: `frame`, and `pairs(adjust)` for all differences.
+    """
     if type not in ("link", "response"):
         raise ValueError(f"type must be 'link' or 'response', got {type!r}")
     if not 0.0 < level < 1.0:
@@ -216,7 +226,13 @@ def _adjusted(ratio: np.ndarray, df: np.ndarray, means: int, adjust: str) -> np.
 
 
 def marginal_coefficients(model: MixedModel) -> pd.DataFrame:
-    """See `MixedModel.marginal_coefficients`."""
+    """Population-averaged fixed effects: the marginal mean response, on the link scale, regressed on X.
+
+    Returns:
+        estimate, std_error (delta method, theta's uncertainty included), statistic, and the "conditional" ones.
+
+    Source: Hedeker, du Toit, Demirtas & Gibbons 2018, Biometrics 74 (GLMMadaptive's marginal_coefs).
+    """
     from .predict import Part, averages, spread
 
     design = model._design

@@ -211,8 +211,37 @@ def predict(
     level: float | None = None,
     given: Any = None,
     interval: str = "confidence",
-) -> np.ndarray | pd.DataFrame:
-    """See `MixedModel.predict`."""
+) -> Any:
+    """Predictions for the data of the fit or for new rows.
+
+    Args:
+        newdata: table with the model's columns (the response is not needed); None for the fit's rows. Columns
+            that offset() or an offset by name use are looked up here; poly(), scale(), bs() are those of the fit.
+        re_form: None uses all random effects, "NA" none, "~(1 | g)" those of the terms or columns named.
+        type: "link"; "response" (conditional means, at the modes); or "marginal": means averaged over the random
+            effects, over all of them unless re_form names some, which are then kept at their modes. The integral
+            is exact for the log link, else numerical with an error below 1e-10 for standard deviations up to 8.
+        allow_new_levels: predict unseen levels of a grouping factor with random effects 0.
+        offset: (n_new,) in place of an offset array of the fit.
+        se: True adds standard errors of the prediction as one of the unknown linear predictor (or mean): from
+            the conditional variance of the random effects and the joint covariance of theta, beta and dispersions
+            (glmmTMB's; observed information at the modes). "conditional" takes theta as known (lme4's definition).
+            A new level adds the variance of its random effects.
+        level: of intervals, such as 0.95; implies se=True.
+        given: table with rows, responses included, of levels that were not in the fit: their random effects are
+            found from these rows at the parameters of the fit. `newdata` then may have these levels. Standard
+            errors need a single grouping factor.
+        interval: of level: "confidence", of the linear predictor or mean; or "prediction", of a new observation of
+            a linear model, whose residual variance it adds (with the weights of the fit's rows, for new rows 1).
+
+    Returns:
+        (n,) or (n_new,). With `se` or `level`, a DataFrame with fit, se (on the scale of fit, by the delta method
+        where that is a mean), and with `level` lower and upper: normal on the link scale, transformed back.
+
+    Raises:
+        DataError: a column is missing, or new levels (named) without allow_new_levels; an offset array of the fit
+            has no counterpart in newdata (give offset=).
+    """
     if type not in ("link", "response", "marginal"):
         raise ValueError(f"predict type must be 'link' or 'response' or 'marginal', got {type!r}")
     if se not in (True, False, "conditional"):

@@ -401,10 +401,31 @@ def profile(
     model: MixedModel,
     which: str | Sequence[str] | Mapping[str, Callable[[Point], Array]] | None = None,
     limit: float | None = None,
+) -> Profile:
+    """Profile likelihood of parameters, or of any scalar functions of them.
+
+    Args:
+        which: names (as in the rows of the result: ``sd_(Intercept)|herd``, ``cor_b.a|g``, ``sigma``, fixed
+            effects), "theta_" or "beta_" for all of a kind, None for all; or name -> function, which
+            receives theta, beta, sigma, phi and cov (per term) as JAX arrays and returns a scalar:
+            ``{"icc": lambda q: q.cov[0][0, 0] / (q.cov[0][0, 0] + q.sigma**2)}``.
+        limit: signed root of the deviance's rise to follow each path to; default 3.
+
+    Returns:
+        `Profile`: tidy `frame`, `confint(level)`, splines both ways. A REML fit is profiled by ML.
+
+    Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 5.1.
+    """
+    return traced(model, which, limit)
+
+
+def traced(
+    model: MixedModel,
+    which: str | Sequence[str] | Mapping[str, Callable[[Point], Array]] | None = None,
+    limit: float | None = None,
     step: float = STEP,
 ) -> Profile:
-    """See `MixedModel.profile`."""
-
+    """`profile` with points `step` apart in zeta."""
     if not model.is_linear and model.nAGQ == 0:
         raise NotSupportedError("nAGQ = 0 has no likelihood in (theta, beta) to profile; fit with nAGQ = 1")
     if model.at_limit:

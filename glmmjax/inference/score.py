@@ -75,7 +75,25 @@ def _information(
 
 
 def score_test(model: MixedModel, covariates: Any, adjust: str = "BH") -> pd.DataFrame:
-    """See `MixedModel.score_test`."""
+    """Score tests of covariates that the model does not have, one at a time, without fitting any of them.
+
+    For scans of many candidates: the null model is fitted once, and each covariate costs a pass over the rows.
+    Random effects and dispersions are held at their estimates; to first order the p-values are those of
+    likelihood-ratio tests.
+
+    Args:
+        covariates: (n, B) array or DataFrame of numbers, rows as the data of the fit (or its rows that were kept).
+        adjust: p_adjusted over the covariates: "BH", "holm", "bonferroni" or "none".
+
+    Returns:
+        One row per covariate: estimate (of its coefficient after one step), std_error, statistic (z), p_value,
+        p_adjusted. NaN where the fixed effects span the covariate.
+
+    Raises:
+        DataError: covariates that are not numbers, not finite, or have another number of rows.
+
+    Source: Chen et al. 2016, Am. J. Hum. Genet. 98; see `_score.py`.
+    """
     if adjust not in ADJUSTMENTS:
         raise ValueError(f"adjust must be one of {', '.join(map(repr, ADJUSTMENTS))}, got {adjust!r}")
     C, names = _columns(model, covariates)

@@ -74,7 +74,24 @@ def simulate_model(
     use_u: bool = False,
     labels: bool = False,
 ) -> pd.DataFrame:
-    """See `MixedModel.simulate`."""
+    """New responses drawn from the fitted model, for the rows of the fit.
+
+    Args:
+        nsim: number of responses.
+        seed: integer, or a NumPy generator, which is advanced. Equal seeds give equal draws.
+        re_form: None and "NA" draw all random effects anew (lme4's default); "~(1 | g)" conditions on the modes
+            of the terms named and draws the others.
+        use_u: condition on the modes of all terms.
+        labels: for a response that was a factor, its labels instead of 0 and 1.
+
+    Returns:
+        DataFrame (n, nsim), columns sim_1, sim_2, ..., in the units of the response. Binomial responses are
+        numbers of successes, as integers: 0 or 1 for binary data, at most the trials for cbind() and for
+        proportions. `refit` takes every column as it is.
+
+    Raises:
+        NotSupportedError: a custom family without sampler; prior weights that are not trials or precisions.
+    """
     data, design = model._data, model._design
     if use_u and re_form is not None:
         raise ValueError("use_u=True conditions on all random effects; leave re_form out, or name the terms there")

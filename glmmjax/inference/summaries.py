@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def re_pca(model: MixedModel) -> dict[str, pd.DataFrame]:
-    """See `MixedModel.rePCA`."""
+    """Principal components of the random effects (lme4's rePCA): few of them say that a term is too rich.
+
+    Returns:
+        dict: grouping factor -> DataFrame with a row per component: sdev (relative to sigma), proportion
+        (of the variance), cumulative; ``attrs["rotation"]`` has the directions.
+    """
     out = {}
     for group, indices in model._by_group().items():
         # columns of several terms on one factor are uncorrelated, hence the block-diagonal template
@@ -105,7 +110,24 @@ def _marginal_mean(model: MixedModel, refit: bool) -> float:
 
 
 def icc(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
-    """See `MixedModel.icc`."""
+    """Intraclass correlation on the link scale: share of the random effects in the variance.
+
+    Random slopes count with the variance that they have on average over the rows; a term with a level per
+    row is overdispersion and counts with the distribution. That of the binomial is that of the latent
+    response: pi^2/3, 1, pi^2/6 (logit, probit, cloglog), for one trial; that of counts with a log link is
+    log(1 + 1/mu [+ 1/theta]), mu = exp(intercept + half the random variance) of the model without covariates.
+
+    Args:
+        null: for count models, the fitted model without covariates; None fits it.
+
+    Returns:
+        Series: adjusted (of the variance that X beta leaves), unadjusted (of all).
+
+    Raises:
+        NotSupportedError: a family or link without such a variance.
+
+    Source: Nakagawa, Johnson & Schielzeth 2017, J. R. Soc. Interface 14(134); Johnson 2014.
+    """
     v = variances(model, null)
     with np.errstate(invalid="ignore"):
         adjusted = np.float64(v.random) / (v.random + v.residual)
@@ -114,7 +136,13 @@ def icc(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
 
 
 def r2(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
-    """See `MixedModel.r2`."""
+    """Nakagawa's R2 on the link scale; arguments and variances as `icc`.
+
+    Returns:
+        Series: marginal (share of X beta in the variance), conditional (with the random effects).
+
+    Source: Nakagawa & Schielzeth 2013, Methods Ecol. Evol. 4(2); Johnson 2014, Methods Ecol. Evol. 5(9).
+    """
     v = variances(model, null)
     total = np.float64(v.fixed + v.random + v.residual)
     return pd.Series({"marginal": v.fixed / total, "conditional": (v.fixed + v.random) / total}, name="r2")
@@ -174,7 +202,7 @@ def quantile_residuals(model: MixedModel, seed: int) -> np.ndarray:
 
 
 def vif(model: MixedModel) -> pd.DataFrame:
-    """See `MixedModel.vif`."""
+    """Generalised variance-inflation factors of the terms (Fox & Monette 1992): GVIF, df, GVIF^(1/(2 df))."""
     V = model._fixed_covariance("hessian")
     assign = np.asarray(model._data.assign)
     separation = model._estimates.separation

@@ -127,7 +127,21 @@ class WaldTest:
 
 
 def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None) -> WaldTest:
-    """See `MixedModel.wald_test`."""
+    """Wald test of linear hypotheses about the fixed effects.
+
+    Args:
+        L: text such as ``"period2 = period3, period4 = 0"``; coefficient -> weight; or a matrix (r, p) over the
+            coefficients of `fixef`.
+        rhs: number, or (r,), that L beta is tested to be; text has its own.
+        ddf: for linear models "satterthwaite" or "kenward-roger": an F test; None gives a chi-square test.
+
+    Returns:
+        `WaldTest`: text, HTML, statistic, df, df_denom, p_value, estimate, std_error.
+
+    Raises:
+        ValueError: an unknown coefficient, a wrong shape, or hypotheses that contradict each other.
+        NotSupportedError: ddf for a generalised model.
+    """
     names = list(model._data.x_names)
     if not names:
         raise ValueError("the model has no fixed effects to test")
