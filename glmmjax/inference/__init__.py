@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import approximation as approximation
     from . import bootstrap as bootstrap
+    from . import coefficients as coefficients
     from . import getme as getme
     from . import influence as influence
     from . import likelihood as likelihood
     from . import means as means
+    from . import modes as modes
     from . import predict as predict
     from . import profile as profile
+    from . import residuals as residuals
     from . import score as score
     from . import simulate as simulate
     from . import summaries as summaries
+    from . import varcorr as varcorr
     from . import wald as wald
 
 

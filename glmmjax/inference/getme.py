@@ -154,3 +154,25 @@ def _st(T: np.ndarray) -> np.ndarray:
     out = T / np.where(d != 0.0, d, 1.0)
     np.fill_diagonal(out, d)
     return np.asarray(out)
+
+
+def devcomp(model: MixedModel) -> dict[str, float]:
+    """Components of the deviance under lme4's names: ldL2, ldRX2, wrss, ussq, pwrss, drsum, dev."""
+    logdet, information = model._laplace_pieces
+    mu, slope, variance, deviance = model._moments
+    ussq = float(sum((u**2).sum() for u in model._estimates.u))
+    wrss = float((np.asarray(model._design.weights) / variance * (np.asarray(model._design.y) - mu) ** 2).sum())
+    parts = {
+        "ldL2": logdet,
+        "ldRX2": float(np.linalg.slogdet(information)[1] + 2.0 * np.linalg.slogdet(model._scaled[1].A)[1]),
+        "wrss": wrss,
+        "ussq": ussq,
+        "pwrss": wrss + ussq,
+        "drsum": float(deviance.sum()),
+        "REML" if model.REML else "dev": model.objective,
+    }
+    if model.is_linear:
+        pwrss = parts["pwrss"]
+        parts["sigmaML"] = float(np.sqrt(pwrss / model.nobs))
+        parts["sigmaREML"] = float(np.sqrt(pwrss / (model.nobs - model._design.p)))
+    return parts

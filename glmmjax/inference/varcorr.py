@@ -1,0 +1,79 @@
+"""Covariances of the random effects as lme4 shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..model.covariance import cov_to_sdcor
+
+if TYPE_CHECKING:
+    from ..results import MixedModel
+
+
+@dataclass(frozen=True)
+class VarCorrBlock:
+    """Covariance of one random-effects term, on the scale of the data.
+
+    Attributes:
+        group: grouping factor (``g.1``, ``g.2`` for further terms on one factor, as lme4).
+        names: columns of the term.
+        sd: (k,). corr: (k, k), NaN where a standard deviation is 0. cov: (k, k).
+    """
+
+    group: str
+    names: tuple[str, ...]
+    sd: np.ndarray
+    corr: np.ndarray
+    cov: np.ndarray
+
+
+class VarCorr(list[VarCorrBlock]):
+    """Random-effects covariances, one block per term in the order of theta; prints as lme4's VarCorr.
+
+    `residual` is the residual standard deviation, None for families without one.
+    """
+
+    residual: float | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """lme4's ``as.data.frame(VarCorr(m))``: grp, var1, var2, vcov, sdcor (variances, then covariances)."""
+        rows: list[tuple[Any, ...]] = []
+        for block in self:
+            for i, name in enumerate(block.names):
+                rows.append((block.group, name, None, block.cov[i, i], block.sd[i]))
+            for i in range(len(block.names)):
+                for j in range(i + 1, len(block.names)):
+                    rows.append((block.group, block.names[i], block.names[j], block.cov[i, j], block.corr[i, j]))
+        if self.residual is not None:
+            rows.append(("Residual", None, None, self.residual**2, self.residual))
+        return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
+
+    def __str__(self) -> str:
+        from ..report.summary import varcorr_text
+
+        return varcorr_text(self, variance=False)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)
+
+
+def varcorr(model: MixedModel) -> VarCorr:
+    """Standard deviations, correlations and covariances of the random effects, one block per term."""
+    seen: dict[str, int] = {}
+    out = VarCorr()
+    for T, labels in zip(model._T, model._data.terms, strict=True):
+        count = seen.get(labels.group, 0)
+        seen[labels.group] = count + 1
+        cov = model.sigma**2 * T @ T.T
+        sd, corr = cov_to_sdcor(cov)
+        group = labels.group if count == 0 else f"{labels.group}.{count}"
+        out.append(VarCorrBlock(group, labels.names, sd, corr, cov))
+    if model.is_linear:
+        out.residual = model.sigma
+    return out
