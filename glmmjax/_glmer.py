@@ -15,7 +15,8 @@ from .compiling.precision import x64
 from .families import Family, Gaussian
 from .families import get as get_family
 from .fit.control import Control, as_control, unknown_argument
-from .formula.frame import ModelData, build, refuse_constant
+from .formula.frame import build, refuse_constant
+from .formula.model_data import ModelData
 from .model.covariance import Unstructured
 from .model.design import Design, design_arrays
 from .objective.laplace import resolve_hessian

@@ -17,7 +17,8 @@ from .compiling.precision import persistent_cache, x64
 from .families import Gaussian
 from .fit.control import Control, as_control, unknown_argument
 from .fit.lmm import LinearProblem
-from .formula.frame import ModelData, build
+from .formula.frame import build
+from .formula.model_data import ModelData
 from .model.design import Design
 from .results import MixedModel, ModelSpec
 

@@ -31,7 +31,7 @@ from .results import MixedModel, ModelSpec, theta_names
 
 if TYPE_CHECKING:
     from .fit.control import Control
-    from .formula.frame import ModelData
+    from .formula.model_data import ModelData
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -32,7 +32,7 @@ from .objective.pirls import Blocked, Parameters
 from .objective.quadrature import marginal
 
 if TYPE_CHECKING:
-    from .formula.frame import ModelData
+    from .formula.model_data import ModelData
     from .inference.influence import Sensitivity
     from .report.summary import Summary
 

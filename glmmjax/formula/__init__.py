@@ -1,5 +1,7 @@
 """Formula and table to labelled arrays, without JAX.
 
-`parse` reads formulas; `columns` reads tables; `evaluate` computes what a formula names, with `transforms` and
-`contrasts`; `matrix` codes terms as columns; `frame` makes a `ModelData` of all of it, which is what others take.
+Each module imports those named before it alone: `syntax` reads text as a tree, `terms` expands right-hand sides,
+`parse` makes a `Formula` with bars of both; `columns` reads tables; `expressions` computes what a formula names and
+`functions` what it calls, with `transforms` and `contrasts`; `variables` are response, weights, offset and subset;
+`matrix` codes terms as columns; `model_data` is the result, which others take, and `frame.build` makes it.
 """

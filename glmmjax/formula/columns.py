@@ -20,9 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .._errors import DataError
-from .parse import (
-    format_number,
-)
+from .syntax import format_number
 
 Float = NDArray[np.float64]
 _TIMES = (datetime.date, datetime.time, datetime.timedelta)
@@ -467,12 +465,15 @@ def factorize(values: Any, text: bool = False) -> Factor:
     codes, uniques = pd.factorize(values)
     found = uniques.tolist() if hasattr(uniques, "tolist") else list(uniques)
     order = sorted(range(len(found)), key=found.__getitem__)
-    rank = np.empty(len(found) + 1, dtype=np.int64)
-    rank[-1] = -1  # codes of missing values are -1, which indexes the last entry
-    rank[order] = np.arange(len(found))
-    levels = tuple(label_of(found[i]) for i in order)
-    out = Factor(rank[codes], levels, text=text)
+    out = in_order(Factor(codes, tuple(map(label_of, found)), text=text), order)
     return out if text else merge_levels(out)  # numbers equal to 15 digits are one level, as in R
+
+
+def in_order(factor: Factor, order: Sequence[int]) -> Factor:
+    """The factor with its levels in another order."""
+    rank = np.empty(len(order) + 1, dtype=np.int64)
+    rank[order], rank[-1] = np.arange(len(order)), -1  # codes of missing values are -1, which indexes the last entry
+    return _replace(factor, codes=rank[factor.codes], levels=tuple(factor.levels[i] for i in order))
 
 
 def merge_levels(factor: Factor) -> Factor:
@@ -480,9 +481,7 @@ def merge_levels(factor: Factor) -> Factor:
     merged = tuple(dict.fromkeys(factor.levels))
     if len(merged) == len(factor.levels):
         return factor
-    position = {level: i for i, level in enumerate(merged)}
-    table = np.array([*(position[level] for level in factor.levels), -1])
-    return _replace(factor, codes=table[factor.codes], levels=merged)
+    return _replace(factor, codes=codes_in(factor, merged), levels=merged)
 
 
 def _compress(codes: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -535,6 +534,13 @@ def missing_rows(value: Value) -> NDArray[np.bool_] | None:
     else:
         bad = np.isnan(value)
     return bad if bad.any() else None
+
+
+def codes_in(factor: Factor, levels: Sequence[str], other: int = -1) -> NDArray[np.int64]:
+    """Numbers (n,) of a factor's labels among `levels`: -1 where it is missing, `other` where the label is none."""
+    known = {level: i for i, level in enumerate(levels)}
+    table = np.array([known.get(level, other) for level in factor.levels] + [-1], dtype=np.int64)
+    return table[factor.codes]
 
 
 def take_rows(value: Value, rows: NDArray[Any] | None) -> Value:

@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 from .._errors import DataError
 from ..compiling.memory import empty
 from . import contrasts as _contrasts
-from .columns import (
-    Factor,
-    Float,
-    Matrix,
-    Value,
-    drop_unused,
-)
-from .parse import (
-    Terms,
-    bits,
-)
+from .columns import Factor, Float, Matrix, Value, drop_unused
+from .terms import Terms, bits
 
 RANK_TOLERANCE = 1e-7  # lme4's chkRank.drop.cols: residual norm of a column relative to its own norm
 

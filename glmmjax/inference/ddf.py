@@ -27,7 +27,7 @@ from ..compiling.precision import persistent_cache, x64
 from ..fit.lmm import LinearProblem
 from ..formula.columns import Factor, as_factor, take_rows
 from ..formula.matrix import independent_columns
-from ..formula.parse import bits
+from ..formula.terms import bits
 from ..model.covariance import Diagonal
 from ..model.design import Design, Term
 from ..objective.pls import CrossProducts, criterion, profile

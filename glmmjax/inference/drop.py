@@ -11,8 +11,10 @@ import pandas as pd
 
 from .._arguments import checked, text
 from .._errors import FormulaError
-from ..formula.parse import Formula, Terms, bits, deparse, parse, simplify
+from ..formula.parse import Formula, parse, simplify
 from ..formula.parse import update as update_formula
+from ..formula.syntax import deparse
+from ..formula.terms import Terms, bits
 from ..report.anova_table import AnovaTable, made_table
 from .wald import chisq_tail
 

@@ -18,7 +18,7 @@ import pandas as pd
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.precision import x64
-from ..formula.parse import Call, Name, Node, base_name, names_in, strip_parens, walk
+from ..formula.syntax import Call, Name, Node, base_name, names_in, strip_parens, walk
 
 if TYPE_CHECKING:
     from ..results import MixedModel

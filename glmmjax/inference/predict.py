@@ -34,9 +34,11 @@ from ..families import Family, dispersions
 from ..fit.lmm import LinearProblem
 from ..fit.problem import curvature
 from ..formula.columns import Factor, Table, as_factor
-from ..formula.frame import ModelData, _active, _argument, _leaves, _response
 from ..formula.matrix import MatrixSpec
-from ..formula.parse import Bar, deparse, parse
+from ..formula.model_data import ModelData
+from ..formula.parse import Bar, leaves, parse
+from ..formula.syntax import deparse
+from ..formula.variables import given_column, response_of
 from ..links import Link
 from ..model.design import Design, design_arrays, factors
 from ..objective.laplace import products_at
@@ -90,7 +92,7 @@ def selection(model: MixedModel, re_form: str | None) -> dict[int, np.ndarray]:
 def _column_names(data: ModelData, bar: Bar) -> tuple[str, ...] | None:
     """Names of a bar's columns with the codings of the fit; None if it has a variable that no term of the fit has."""
     known = {c.label: c for spec in data._bars for c in spec.matrix.coded.values()}
-    labels = {i: deparse(bar.terms.variables[i]) for i in _active(bar.terms)}
+    labels = {i: deparse(bar.terms.variables[i]) for i in bar.terms.active}
     if not set(labels.values()) <= set(known):
         return None
     matrix = MatrixSpec.fit(bar.terms, {i: known[label] for i, label in labels.items()})
@@ -615,7 +617,7 @@ def new_effects(model: MixedModel, given: Any) -> Later:
     codes: list[np.ndarray] = []
     for i in range(len(data.terms)):
         evaluator = data._evaluator(table)
-        if any((evaluator.group(leaf).codes < 0).any() for leaf in _leaves(data._bars[i].group.node)):
+        if any((evaluator.group(leaf).codes < 0).any() for leaf in leaves(data._bars[i].group.node)):
             raise DataError(f"given has rows without a level of {data.terms[i].group!r}; remove them")
         rows, labels = unknown_rows(data, i, table)
         number = {label: j for j, label in enumerate(dict.fromkeys(labels))}
@@ -665,11 +667,11 @@ def _given_response(model: MixedModel, table: Table) -> tuple[np.ndarray, np.nda
     data, node = model._data, model._data.formula.response
     assert node is not None
     evaluator = data._evaluator(table)
-    response = _response(evaluator, node)
+    response = response_of(evaluator, node)
     weights = np.ones(table.n)
     argument = model._spec.arguments["weights"]
     if isinstance(argument, str):
-        weights = np.array(_argument(argument, "weights", evaluator)[0])
+        weights = np.array(given_column(argument, "weights", evaluator)[0])
     elif argument is not None:
         raise DataError(
             "the model was fitted with a weights array, so the rows of given have none; fit it with weights= naming a "

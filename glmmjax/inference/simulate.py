@@ -16,8 +16,11 @@ from ..families import Binomial, Family, Gaussian
 from ..families import get as get_family
 from ..fit.control import unknown_argument
 from ..formula.columns import Table, label_of, plain
-from ..formula.frame import ModelData, _response, build
-from ..formula.parse import Call, base_name, names_in, parse
+from ..formula.frame import build
+from ..formula.model_data import ModelData
+from ..formula.parse import parse
+from ..formula.syntax import Call, base_name, names_in
+from ..formula.variables import response_of
 from ..model.covariance import Unstructured
 from .predict import Part, random_part, selection
 
@@ -246,7 +249,7 @@ def simulate(
     w = np.ones(n) if frame.weights is None else frame.weights
     if isinstance(response, Call) and base_name(response.func) == "cbind" and isinstance(family, Binomial):
         if all(name in table for name in names_in(response)):
-            parts = _response(frame._evaluator(table), response)
+            parts = response_of(frame._evaluator(table), response)
             assert parts.other is not None
             w = w * (parts.y + parts.other)[frame.keep]
         elif weights is None:

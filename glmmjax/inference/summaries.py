@@ -19,7 +19,7 @@ import pandas as pd
 from .._errors import NotSupportedError
 from ..families import Binomial, Gaussian, NegativeBinomial, Poisson
 from ..fit.problem import block_diagonal
-from ..formula.parse import deparse
+from ..formula.syntax import deparse
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -23,9 +23,11 @@ from ..algebra.symbolic import Plan, make_plan, plan_of_pairs, possible_pairs
 from ..compiling.digest import digest
 from ..families import Family, Gaussian
 from ..formula.columns import Factor, Table, check_ids, missing_column, plain, rows_of
-from ..formula.frame import ModelData, build
+from ..formula.frame import build
 from ..formula.matrix import independent_columns
-from ..formula.parse import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in, parse
+from ..formula.model_data import ModelData
+from ..formula.parse import parse
+from ..formula.syntax import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in
 from ..model.buckets import sized
 from ..model.covariance import Unstructured
 from ..model.design import Design, Term

@@ -31,7 +31,8 @@ from ..fit.control import Control, as_control, unknown_argument
 from ..fit.lanes import Engine, Generalised, Kind, Linear, cores
 from ..formula.columns import Table, pandas_frame, plain, rows_of
 from ..formula.frame import build
-from ..formula.parse import parse, quote_name
+from ..formula.parse import parse
+from ..formula.syntax import quote_name
 from ..objective.laplace import resolve_hessian
 from ..objective.quadrature import check_nodes
 from ..report.progress import counter, progress

@@ -13,8 +13,9 @@ from .._errors import DataError
 from ..compiling.digest import digest
 from ..families import Family, Gaussian
 from ..formula.columns import pandas_frame, rows_of
-from ..formula.frame import ModelData, refuse_one_level
+from ..formula.frame import refuse_one_level
 from ..formula.matrix import independent_columns
+from ..formula.model_data import ModelData
 from ..model.design import Design
 from .data import Stack, check, make_group
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._errors import DataError, FormulaError, NotSupportedError
 from ..fit.optimise import EVALUATION_LIMIT, EXACT, IMPOSSIBLE
-from ..formula.parse import bits
+from ..formula.terms import bits
 from .numbers import LEGEND, abbreviate, p_text, signif, stars
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import pytest
 import glmmjax as gj
 from glmmjax._errors import DataError, FormulaError
 from glmmjax.formula.columns import Table, label_of
-from glmmjax.formula.evaluate import Evaluator
-from glmmjax.formula.frame import ModelData, build
+from glmmjax.formula.frame import build
+from glmmjax.formula.functions import Evaluator
 from glmmjax.formula.matrix import independent_columns
+from glmmjax.formula.model_data import ModelData
 from glmmjax.formula.parse import parse_expression
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "model_matrix.json").read_text())
@@ -48,9 +49,9 @@ def _close(ours, theirs, tol=TOL):
 
 def _full(m: ModelData) -> np.ndarray:
     """The model matrix before aliased columns were dropped."""
-    from glmmjax.formula.frame import _new_matrix
+    from glmmjax.formula.model_data import new_matrix
 
-    return _new_matrix(m._fixed, Evaluator(Table(DATA), m.formula.text, m._state, m._levels, False))
+    return new_matrix(m._fixed, Evaluator(Table(DATA), m.formula.text, m._state, m._levels, False))
 
 
 def check_fixed(case, contrasts=None):
@@ -712,6 +713,7 @@ BAD = [  # formula, columns that differ, keyword arguments, error, message
     ("y ~ poly(x, 2, FALSE, 3) + (1 | g)", {}, {}, FormulaError, r"too many arguments for poly\(\)"),
     ("y ~ poly(x, 1.5) + (1 | g)", {}, {}, FormulaError, "degree must be a whole number"),
     ("y ~ bs(x, df = 1) + (1 | g)", {}, {}, DataError, "df must be at least 3 for degree 3"),
+    ("y ~ bs(x, degree = NULL) + (1 | g)", {}, {}, DataError, "the degree must be at least 1"),
     ("y ~ ns(x, df = 0) + (1 | g)", {}, {}, DataError, "df must be at least 1"),
     ("y ~ scale(x) + (1 | g)", {"x": [3.0] * 6}, {}, DataError, r"scale\(x\): the column is constant"),
     ("y ~ relevel(g, ref = 'q') + (1 | g)", {}, {}, FormulaError, "not a level; the levels are a, b, c"),

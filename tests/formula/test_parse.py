@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from glmmjax._errors import FormulaError
-from glmmjax.formula import evaluate
+from glmmjax.formula import functions, syntax, terms
 from glmmjax.formula import parse as _parse
-from glmmjax.formula.parse import Binary, Name, Num, deparse, format_number, is_nested, parse, update
+from glmmjax.formula.parse import is_nested, parse, update
+from glmmjax.formula.syntax import Binary, Name, Num, Parser, Unary, deparse, format_number, strip_parens
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "model_matrix.json").read_text())
 
 
 def _tree(text: str):
-    return _parse._Parser(text).parse()
+    return Parser(text).parse()
 
 
 # ------------------------------------------------------------------------------------------ against R
@@ -152,11 +153,11 @@ def test_precedence():
 
 
 def _strip(node):
-    node = _parse.strip_parens(node)
+    node = strip_parens(node)
     if isinstance(node, Binary):
         return Binary(node.op, _strip(node.left), _strip(node.right))
-    if isinstance(node, _parse.Unary):
-        return _parse.Unary(node.op, _strip(node.operand))
+    if isinstance(node, Unary):
+        return Unary(node.op, _strip(node.operand))
     return node
 
 
@@ -203,16 +204,17 @@ def test_numbers_as_r():
 
 
 def test_every_function_the_parser_knows_is_evaluated():
-    methods = {n.removeprefix("do_") for n, _ in inspect.getmembers(evaluate.Evaluator) if n.startswith("do_")}
-    available = methods | set(evaluate._ELEMENTWISE)
+    methods = {n.removeprefix("do_") for n, _ in inspect.getmembers(functions.Evaluator) if n.startswith("do_")}
+    available = methods | {*functions.ELEMENTWISE, *functions.SUMMARIES, *functions.FOLDS}
     assert {n.replace(".", "_") for n in _parse.FUNCTIONS} == available
 
 
 def test_no_array_library_in_the_parser():
-    tree = ast.parse(inspect.getsource(_parse))
-    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert not imported & {"numpy", "pandas", "jax"}
+    for module in (syntax, terms, _parse):
+        tree = ast.parse(inspect.getsource(module))
+        imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not imported & {"numpy", "pandas", "jax"}
 
 
 # --------------------------------------------------------------------------------------------- errors
