@@ -8,17 +8,17 @@ from functools import partial
 import numpy as np
 
 from ._steps import DevianceFunction, ModelSetup, deviance_function, make_model, optimise
-from .compiling.precision import persistent_cache, x64
+from .compiling.entry import entry
 from .fit.problem import Estimates, FitStats
 from .results import MixedModel
 
 
+@entry
 def fit_for_summary(setup: ModelSetup) -> MixedModel:
     """`_steps.fit`, with the summary's programs at hand by its end."""
-    with persistent_cache(), x64():
-        deviance = deviance_function(setup)
-        deviance.problem.meanwhile = partial(_rehearse, deviance)
-        return make_model(deviance, optimise(deviance))
+    deviance = deviance_function(setup)
+    deviance.problem.meanwhile = partial(_rehearse, deviance)
+    return make_model(deviance, optimise(deviance))
 
 
 def _rehearse(deviance: DevianceFunction) -> None:

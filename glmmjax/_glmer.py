@@ -11,7 +11,7 @@ import numpy as np
 from ._arguments import checked
 from ._errors import DataError, warn
 from ._steps import ModelSetup, fit, fit_problem
-from .compiling.precision import x64
+from .compiling.entry import entry
 from .families import Family, Gaussian
 from .families import get as get_family
 from .fit.control import Control, as_control, unknown_argument
@@ -230,6 +230,7 @@ def split_message(frame: ModelData) -> None:
         warn(frame.split_columns, UserWarning)
 
 
+@entry
 def refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
     from .inference.simulate import as_response
@@ -247,9 +248,8 @@ def refit(model: MixedModel, newresp: Any) -> MixedModel:
         from ._lmer import check_response as check_linear
 
         check_linear(model, y)
-    with x64():
-        problem = model._problem.with_rows("y", y)
-        return fit_problem(spec, replace(frame, y=y), problem, None)
+    problem = model._problem.with_rows("y", y)
+    return fit_problem(spec, replace(frame, y=y), problem, None)
 
 
 def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:

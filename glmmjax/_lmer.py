@@ -12,8 +12,8 @@ from ._arguments import checked
 from ._errors import DataError
 from ._glmer import frame_design, rank_message, split_message
 from ._steps import ModelSetup, fit, fit_problem
+from .compiling.entry import entry
 from .compiling.memory import triangle
-from .compiling.precision import persistent_cache, x64
 from .families import Gaussian
 from .fit.control import Control, as_control, unknown_argument
 from .fit.lmm import LinearProblem
@@ -168,6 +168,7 @@ def check_response(model: MixedModel, y: np.ndarray) -> None:
     _refuse_exact(model._design, y, model._data)
 
 
+@entry
 def refit_ml(model: MixedModel) -> MixedModel:
     """See `MixedModel.refit_ml`."""
     spec = model._spec
@@ -175,5 +176,4 @@ def refit_ml(model: MixedModel) -> MixedModel:
         return model
     problem = model._problem
     assert isinstance(problem, LinearProblem)
-    with persistent_cache(), x64():
-        return fit_problem(replace(spec, REML=False), model._data, problem.with_criterion(False), None)
+    return fit_problem(replace(spec, REML=False), model._data, problem.with_criterion(False), None)

@@ -20,7 +20,7 @@ import numpy as np
 from ._arguments import array, checked, mapping
 from ._errors import ConvergenceWarning, warn
 from .compiling.devices import on, several
-from .compiling.precision import persistent_cache, x64
+from .compiling.entry import entry
 from .families import Family
 from .fit.control import unknown_argument
 from .fit.glmm import GeneralisedProblem
@@ -104,10 +104,10 @@ class DevianceFunction:
         return [*self.setup.theta_names, *beta, *(f"log({name})" for name in self.setup.family.phi_names)]
 
     @property
+    @entry
     def start(self) -> np.ndarray:
         """(P,) where `optimise` starts."""
-        with x64():
-            return self.problem.external(np.asarray(self._begin.x))
+        return self.problem.external(np.asarray(self._begin.x))
 
     def pack(self, theta: Any, beta: Any = None, phi: Any = None) -> np.ndarray:
         """x (P,) from theta (n_theta,), beta (p,) where it is a parameter, and positive phi (n_phi,) if any."""
@@ -138,17 +138,17 @@ class DevianceFunction:
         """(P,) exact gradient."""
         return self.value_and_grad(x)[1]
 
+    @entry
     def value_and_grad(self, x: Any) -> tuple[float, np.ndarray]:
         """Value and exact gradient (P,) from one evaluation: ``scipy.optimize.minimize(..., jac=True)``'s function."""
-        with x64():
-            f, g, _, _ = self.problem.evaluate(*self._inside(x))
-            return float(f), self._jacobian.T @ np.asarray(g)
+        f, g, _, _ = self.problem.evaluate(*self._inside(x))
+        return float(f), self._jacobian.T @ np.asarray(g)
 
+    @entry
     def hessian(self, x: Any) -> np.ndarray:
         """(P, P) by automatic differentiation, a program of its own: it compiles for seconds when first called."""
-        with persistent_cache(), x64():
-            H = np.asarray(self.problem.exact_hessian(*self._inside(x)))
-            return self._jacobian.T @ H @ self._jacobian
+        H = np.asarray(self.problem.exact_hessian(*self._inside(x)))
+        return self._jacobian.T @ H @ self._jacobian
 
     def __repr__(self) -> str:
         return f"<DevianceFunction of {', '.join(self.names)}: {self.setup}>"
@@ -159,12 +159,10 @@ class DevianceFunction:
         return {"theta": design.n_theta, "beta": 0 if self.problem.joint else design.p, "phi": len(phi)}
 
     @cached_property
+    @entry
     def _begin(self) -> Start:
-        """Where searches for the modes start; and the evaluation is compiled, so that later calls need no cache."""
-        with persistent_cache(), x64():
-            begin = self.problem.start({})
-            self.problem.evaluate(begin.x, begin.carry, begin.constant)
-            return begin
+        """Where searches for the modes start."""
+        return self.problem.start({})
 
     def _inside(self, x: Any) -> tuple[Any, Any, Any]:
         """A point in internal units, and what else an evaluation takes."""
@@ -183,6 +181,7 @@ class DevianceFunction:
 
 
 @checked()
+@entry
 def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction:
     """The deviance of a model as a function of its parameters (lme4's mkLmerDevfun and mkGlmerDevfun).
 
@@ -196,23 +195,23 @@ def deviance_function(setup: ModelSetup, device: Any = None) -> DevianceFunction
         ``setup.design``.
     """
     spec, devices = setup.spec, several(device)
-    with x64():
-        if devices:
-            from .fit.shards import ShardedLinearProblem, ShardedProblem
+    if devices:
+        from .fit.shards import ShardedLinearProblem, ShardedProblem
 
-            exact = spec.control.exact
-            if spec.REML is not None:
-                return DevianceFunction(setup, ShardedLinearProblem(setup.design, spec.REML, exact, devices))
-            names = [term.group for term in setup.data.terms]
-            args = setup.design, spec.family, spec.nAGQ, spec.hessian, exact
-            return DevianceFunction(setup, ShardedProblem(*args, names, devices))
+        exact = spec.control.exact
         if spec.REML is not None:
-            return DevianceFunction(setup, LinearProblem(setup.design, spec.REML, spec.control.exact))
-        problem = GeneralisedProblem(setup.design, spec.family, spec.nAGQ, spec.hessian, spec.control.exact)
-        return DevianceFunction(setup, problem)
+            return DevianceFunction(setup, ShardedLinearProblem(setup.design, spec.REML, exact, devices))
+        names = [term.group for term in setup.data.terms]
+        args = setup.design, spec.family, spec.nAGQ, spec.hessian, exact
+        return DevianceFunction(setup, ShardedProblem(*args, names, devices))
+    if spec.REML is not None:
+        return DevianceFunction(setup, LinearProblem(setup.design, spec.REML, spec.control.exact))
+    problem = GeneralisedProblem(setup.design, spec.family, spec.nAGQ, spec.hessian, spec.control.exact)
+    return DevianceFunction(setup, problem)
 
 
 @checked()
+@entry
 def optimise(deviance: DevianceFunction, start: Any = None, verbose: Any = False) -> Estimates:
     """Minimise a deviance function as `glmer` and `lmer` do (lme4's optimizeGlmer and optimizeLmer).
 
@@ -225,11 +224,6 @@ def optimise(deviance: DevianceFunction, start: Any = None, verbose: Any = False
         `Estimates`: theta, beta, phi, sigma, objective, gradient, hessian, converged, stats. A search that does not
         converge says so there; `make_model` warns.
     """
-    with persistent_cache(), x64():
-        return _optimise(deviance, start, verbose)
-
-
-def _optimise(deviance: DevianceFunction, start: Any, verbose: Any) -> Estimates:
     if start is not None and not isinstance(start, dict):
         start = deviance.unpack(start)
     begin, control = checked_start(start, deviance), deviance.setup.spec.control
@@ -237,6 +231,7 @@ def _optimise(deviance: DevianceFunction, start: Any, verbose: Any) -> Estimates
 
 
 @checked("at")
+@entry
 def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
     """A fitted model from the parameters, wherever they come from (lme4's mkMerMod).
 
@@ -257,27 +252,27 @@ def make_model(deviance: DevianceFunction, at: Any) -> MixedModel:
     """
     if not isinstance(at, Estimates):
         x = deviance.pack(**mapping(at, "at")) if isinstance(at, dict) else deviance._point(array(at, "at"))
-        with persistent_cache(), x64():
-            at = estimate_at(deviance.problem, x)
+        at = estimate_at(deviance.problem, x)
     setup = deviance.setup
     model = MixedModel(setup.spec, setup.data, deviance.problem, at)
     _speak(model, setup.spec.control)
     return model
 
 
+@entry
 def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any = None) -> MixedModel:
     """`deviance_function`, `optimise`, then `make_model`."""
     if device is not None:  # for `update`
         setup = replace(setup, spec=replace(setup.spec, arguments={**setup.spec.arguments, "device": device}))
-    with persistent_cache(), x64(), on(device):
+    with on(device):
         deviance = deviance_function(setup, device)
-        return make_model(deviance, _optimise(deviance, start, verbose))
+        return make_model(deviance, optimise(deviance, start, verbose))
 
 
 def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[str, np.ndarray] | None) -> MixedModel:
     """`fit` of a problem that is there already, in the caller's context: for refits, which compile nothing."""
     deviance = DevianceFunction(ModelSetup(spec, data, problem.original), problem)
-    return make_model(deviance, _optimise(deviance, start, False))
+    return make_model(deviance, optimise(deviance, start))
 
 
 def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from jax import Array
 
 from ._arguments import function, of_rows, text
 from .compiling.digest import contents
-from .compiling.precision import x64
+from .compiling.entry import entry
 
 Fn = Callable[[Array], Array]
 
@@ -105,9 +105,9 @@ class Link:
 
 
 @lru_cache(maxsize=64)
+@entry
 def _judged(inverse: Fn, low: float, high: float) -> int:
-    with x64():
-        mu = np.asarray(inverse(jnp.asarray(np.sinh(np.linspace(-6.0, 6.0, 121)))))
+    mu = np.asarray(inverse(jnp.asarray(np.sinh(np.linspace(-6.0, 6.0, 121)))))
     if np.isnan(mu).any() or mu.min() < low or mu.max() > high or mu[0] == mu[-1]:
         return 0
     steps = np.diff(np.minimum(mu, np.finfo(float).max))

@@ -19,7 +19,7 @@ from . import inference
 from ._arguments import checked
 from ._errors import NotSupportedError as NotSupportedError
 from ._methods import Method
-from .compiling.precision import x64
+from .compiling.entry import entry
 from .families import Family
 from .fit.control import Control
 from .fit.glmm import GeneralisedProblem, scale_design
@@ -301,11 +301,11 @@ class MixedModel:
         return Parameters(scaling.basis.inner(e.theta), scaling.A @ e.beta, e.phi), tuple(e.u), design
 
     @cached_property
+    @entry
     def _laplace_pieces(self) -> tuple[float, np.ndarray]:
         """log|L|^2 and R_X'R_X in internal units."""
-        with x64():
-            logdet, information = _pieces(*self._inside, self.family, self._spec.hessian)
-            return float(logdet), np.asarray(information)
+        logdet, information = _pieces(*self._inside, self.family, self._spec.hessian)
+        return float(logdet), np.asarray(information)
 
     @property
     def _RX(self) -> np.ndarray:
@@ -317,10 +317,10 @@ class MixedModel:
         return np.asarray(np.sign(np.diag(R))[:, None] * R)
 
     @cached_property
+    @entry
     def _working_weights(self) -> np.ndarray:
         """(n,) weights W of the fit."""
-        with x64():
-            return np.asarray(working_weights(*self._device, self._design, self.family, self._spec.hessian)[0])
+        return np.asarray(working_weights(*self._device, self._design, self.family, self._spec.hessian)[0])
 
     def vcov(self, full: bool = False, type: str = "hessian", cluster: str | None = None) -> pd.DataFrame:
         """Covariance of the estimates.
@@ -496,19 +496,19 @@ class MixedModel:
 
             criterion = jax.jit(partial(lmm_deviance, REML=self.REML))
 
+            @entry
             def profiled(theta: Any) -> float:
-                with x64():
-                    return float(criterion(jnp.asarray(theta, float), self._design))
+                return float(criterion(jnp.asarray(theta, float), self._design))
 
             return profiled
         start = tuple(np.asarray(u) for u in self._estimates.u)
         phi = self._estimates.phi
 
+        @entry
         def deviance(theta: Any, beta: Any) -> float:
-            with x64():
-                params = Parameters(jnp.asarray(theta, float), jnp.asarray(beta, float), jnp.asarray(phi))
-                value, _ = _marginal(params, self._design, self.family, start, self._spec.hessian, max(self.nAGQ, 1))
-                return float(value + log_density_constant(self._design, self.family))
+            params = Parameters(jnp.asarray(theta, float), jnp.asarray(beta, float), jnp.asarray(phi))
+            value, _ = _marginal(params, self._design, self.family, start, self._spec.hessian, max(self.nAGQ, 1))
+            return float(value + log_density_constant(self._design, self.family))
 
         return deviance
 

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ _LOOKED_AT = [
     (f"jax_{setting}", name, wanted)
     for name, wanted in _OURS.items()
     for setting in (_GUARDS if name == "transfer_guard" else (name,))
+    if hasattr(jax.config, f"jax_{setting}") and hasattr(jax, name)
 ]
+_values = attrgetter("jax_enable_x64", *(setting for setting, _, _ in _LOOKED_AT))
 
 
 def x64(on: bool = True) -> Any:
@@ -71,12 +74,20 @@ def own_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _other_settings() -> list[Any]:
     """Contexts for the settings that are not as they have to be; none where the user left them alone."""
-    off = {
-        name: wanted
-        for setting, name, wanted in _LOOKED_AT
-        if (value := getattr(jax.config, setting, wanted)) != wanted and value is not None
-    }
-    return [getattr(jax, name)(wanted) for name, wanted in off.items() if hasattr(jax, name)] if off else []
+    return [getattr(jax, name)(wanted) for name, wanted in _off(_values(jax.config)[1:])]
+
+
+def is_double() -> bool:
+    """Whether JAX computes in float64 here, and under our settings."""
+    values = _values(jax.config)
+    return bool(values[0]) and not _off(values[1:])
+
+
+@cache
+def _off(values: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """Contexts to enter, with the values that they set, where the settings looked at have these."""
+    pairs = zip(values, _LOOKED_AT, strict=True)
+    return list({name: wanted for value, (_, name, wanted) in pairs if value != wanted and value is not None}.items())
 
 
 @contextlib.contextmanager
@@ -194,13 +205,9 @@ class CacheSettings:
     def __init__(self, wanted: Callable[[], dict[str, Any]]) -> None:
         self._wanted, self._lock, self._inside = wanted, threading.Lock(), 0
         self._before: dict[str, Any] = {}
-        #: called by everyone who comes in
-        self.before: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        check_process()
-        self.before()
         with self._lock:
             if not self._inside:
                 wanted = self._wanted()

@@ -42,7 +42,6 @@ from .precision import (
     cache_directory,
     compile_with,
     jax_directory,
-    persistent_cache,
 )
 from .private import private_folder, prune, read, write
 
@@ -227,7 +226,6 @@ def _count(event: str, duration_secs: float, **_: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)
-persistent_cache.before = make_room_at_times
 
 
 def _halve() -> None:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import links
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..families import Family, dispersions, log_of
 from ..links import Link
 from ..model.design import Design
@@ -196,6 +196,7 @@ def find(
 
 
 # -------------------- the fit of what is determined
+@entry
 def settled(design: Design, separation: Separation, family: Family, A: np.ndarray | None = None) -> Design:
     """The design without its separated rows, of the same shape and of full rank; X = Xs A, or Xs itself without A.
 
@@ -205,8 +206,7 @@ def settled(design: Design, separation: Separation, family: Family, A: np.ndarra
     """
     n, gone = design.n, separation.rows | ~(np.asarray(design.weights) > 0.0)
     place = np.flatnonzero(gone)[: separation.null.shape[1]]
-    with x64():
-        mean = float(family.link.inverse(jnp.asarray([ETA]))[0])
+    mean = float(family.link.inverse(jnp.asarray([ETA]))[0])
     columns = {name: np.array(getattr(design, name)) for name in ("y", "X", "weights", "offset")}
     columns["X"][gone], columns["weights"][gone], columns["offset"][gone] = 0.0, 0.0, ETA
     columns["y"][place], columns["weights"][place] = mean, _weight(family)
@@ -222,13 +222,13 @@ def _weight(family: Family) -> float:
     return 1e-4 if family.phi_names else 1.0
 
 
+@entry
 def stand_in(family: Family, phi: np.ndarray, separation: Separation) -> float:
     """The part of the deviance that rows standing in have at their optimum."""
-    with x64():
-        eta, weight = jnp.asarray([ETA]), jnp.asarray([_weight(family)])
-        y = family.link.inverse(eta)
-        value = family.kernel(y, eta, weight, dispersions(jnp.asarray(log_of(phi)))) + family.constant(y, weight)
-        return -2.0 * separation.null.shape[1] * float(value[0])
+    eta, weight = jnp.asarray([ETA]), jnp.asarray([_weight(family)])
+    y = family.link.inverse(eta)
+    value = family.kernel(y, eta, weight, dispersions(jnp.asarray(log_of(phi)))) + family.constant(y, weight)
+    return -2.0 * separation.null.shape[1] * float(value[0])
 
 
 def unsettled(

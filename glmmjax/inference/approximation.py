@@ -23,7 +23,7 @@ from jax import Array
 from .._errors import NotSupportedError
 from ..algebra.linalg import segment_sum
 from ..compiling import programs
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import Family, log_of
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import safe_inverse
@@ -106,6 +106,7 @@ def _arguments(model: MixedModel) -> tuple[Parameters, np.ndarray, Design]:
     return Parameters(e.theta, e.beta, e.phi), np.asarray(e.u[0]), model._design
 
 
+@entry
 def levels_at(model: MixedModel, k: int) -> Levels:
     """Each level's part of -2 log likelihood at the estimates, by Laplace and with k points."""
     rule = gauss_hermite(k)
@@ -114,10 +115,9 @@ def levels_at(model: MixedModel, k: int) -> Levels:
     params, u, design = _arguments(model)
     m, bucket = u.shape[0], bucket_of(design)
     (u,), design = bucket.pad_levels((u,)), bucket.pad(design)
-    with persistent_cache(), x64():
-        settings = {"family": model.family, "hessian": model._spec.hessian}
-        found = _by_level(params, u, design, np.int32(k), z, log_w, **settings)
-        laplace, ratio = (np.asarray(x)[:m] for x in found)
+    settings = {"family": model.family, "hessian": model._spec.hessian}
+    found = _by_level(params, u, design, np.int32(k), z, log_w, **settings)
+    laplace, ratio = (np.asarray(x)[:m] for x in found)
     return Levels(laplace, laplace - 2.0 * ratio)
 
 
@@ -304,6 +304,7 @@ def error_within(
     return QuadratureError(model.nAGQ, k, term.group, frame, tol, settled, moves)
 
 
+@entry
 def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     """-H^-1 g of the k-point deviance at the estimates, H by central differences of its exact gradient."""
     e = model._estimates
@@ -312,15 +313,14 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     J = problem.scaling.jacobian(False)
     inner = J @ x
     carry = problem.carry_at(e.u, inner[e.theta.size : e.theta.size + e.beta.size])
-    with persistent_cache(), x64():
 
-        def gradient(at: np.ndarray) -> np.ndarray:
-            return np.asarray(problem.evaluate(jnp.asarray(at), carry, 0.0)[1])
+    def gradient(at: np.ndarray) -> np.ndarray:
+        return np.asarray(problem.evaluate(jnp.asarray(at), carry, 0.0)[1])
 
-        g = gradient(inner)
-        H, h = np.empty((x.size, x.size)), 1e-4
-        for i, e_i in enumerate(np.eye(x.size) * h):
-            H[i] = (gradient(inner + e_i) - gradient(inner - e_i)) / (2.0 * h)
+    g = gradient(inner)
+    H, h = np.empty((x.size, x.size)), 1e-4
+    for i, e_i in enumerate(np.eye(x.size) * h):
+        H[i] = (gradient(inner + e_i) - gradient(inner - e_i)) / (2.0 * h)
     inverse = np.linalg.solve(J, np.linalg.solve(J, safe_inverse(H)).T)
     move = -inverse @ (J.T @ g)
     se = np.sqrt(2.0 * np.diag(inverse))
@@ -344,6 +344,7 @@ def notable(model: MixedModel) -> str:
 
 
 # -------------------- pictures
+@entry
 def integrands(model: MixedModel, axis: int = 0, z: Any = None) -> pd.DataFrame:
     """The conditional density of each level's random effects along a standardised axis.
 
@@ -364,8 +365,7 @@ def integrands(model: MixedModel, axis: int = 0, z: Any = None) -> pd.DataFrame:
     grid = np.linspace(-4.0, 4.0, 81) if z is None else np.asarray(z, float).reshape(-1)
     zeta = np.zeros((grid.size, d))
     zeta[:, axis] = grid
-    with persistent_cache(), x64():
-        log_ratio = np.asarray(_log_t(*_arguments(model), zeta, model.family, model._spec.hessian))
+    log_ratio = np.asarray(_log_t(*_arguments(model), zeta, model.family, model._spec.hessian))
     term = model._data.terms[0]
     m = len(term.levels)
     normal = np.exp(-0.5 * grid**2) / np.sqrt(2.0 * np.pi)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import LOG_PHI_MAX, reported
 from ..fit import optimise as opt
 from ..fit.batch import Many
@@ -167,29 +167,42 @@ def bootstrap(
         good = good & ~(off & ~own).any(axis=1)
         singular = fits.singular
     else:
-        out = np.full((int(nsim), len(names)), np.nan)
-        good, singular = np.zeros(int(nsim), bool), np.zeros(int(nsim), bool)
         if levels is not None:
             problems = _of_groups(model, levels)
         else:
             problems = (model._problem.with_rows("y", y) for y in draw_responses(model, int(nsim), seed, kind))
-        with persistent_cache(), x64():
-            for i, problem in enumerate(progress(problems, "bootstrap", int(nsim))):
-                problem, found, separation = searched(problem, start, limits)
-                theta, beta, sigma, phi = natural_parameters(problem, found)
-                good[i] = found.status == opt.CONVERGED
-                if separation is not None:
-                    good[i] &= not (separation.columns & ~own).any()
-                out[i] = _values(model, theta, beta, sigma, phi)
-                inner = np.asarray(found.x)
-                diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
-                singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
+        out, good, singular = _in_turn(model, problems, int(nsim), start, limits, own)
     good &= ~deficient
     out[~good] = np.nan
     out[:, len(names) - own.size + np.flatnonzero(own)] = np.nan
     frame = pd.DataFrame(out, columns=names)
     failed = tuple(np.flatnonzero(~good).tolist())
     return Bootstrap(kind, seed, frame, pd.Series(observed, names), failed, int((singular & good).sum()))
+
+
+@entry
+def _in_turn(
+    model: MixedModel,
+    problems: Iterator[Problem],
+    count: int,
+    start: dict[str, np.ndarray],
+    limits: opt.Limits,
+    own: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(B, values) of `standard_focals`; (B,) which converged, no column run off but `own`; and which are singular."""
+    out = np.full((count, len(standard_focals(model))), np.nan)
+    good, singular = np.zeros(count, bool), np.zeros(count, bool)
+    for i, problem in enumerate(progress(problems, "bootstrap", count)):
+        problem, found, separation = searched(problem, start, limits)
+        theta, beta, sigma, phi = natural_parameters(problem, found)
+        good[i] = found.status == opt.CONVERGED
+        if separation is not None:
+            good[i] &= not (separation.columns & ~own).any()
+        out[i] = _values(model, theta, beta, sigma, phi)
+        inner = np.asarray(found.x)
+        diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
+        singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
+    return out, good, singular
 
 
 def many_values(model: MixedModel, fits: Many) -> np.ndarray:

@@ -23,7 +23,7 @@ from jax import Array
 
 from .._errors import NotSupportedError
 from ..algebra.symbolic import Plan
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..fit.lmm import LinearProblem
 from ..formula.columns import Factor, as_factor, take_rows
 from ..formula.matrix import independent_columns
@@ -134,18 +134,18 @@ class Satterthwaite:
     singular covariance is taken, say): they are left out, A being a pseudo-inverse, as in lmerTest.
     """
 
+    @entry
     def __init__(self, model: MixedModel, exact: bool | None = None) -> None:
         problem = _problem(model)
         basis = problem.scaling.basis
         theta = basis.inner(model.theta)
-        with persistent_cache(), x64():
-            data: Any = problem._arguments
-            if problem.original.plan.size <= MAX_EXACT if exact is None else exact:
-                found = _exact(theta, *data)
-            else:
-                curvature = np.diag(basis.inverse.T @ model._estimates.hessian @ basis.inverse)
-                found = _by_differences(theta, STEP / np.sqrt(np.maximum(curvature, 1.0)), *data)
-            (H, self.slopes), self.covariance = jax.tree.map(np.asarray, found)
+        data: Any = problem._arguments
+        if problem.original.plan.size <= MAX_EXACT if exact is None else exact:
+            found = _exact(theta, *data)
+        else:
+            curvature = np.diag(basis.inverse.T @ model._estimates.hessian @ basis.inverse)
+            found = _by_differences(theta, STEP / np.sqrt(np.maximum(curvature, 1.0)), *data)
+        (H, self.slopes), self.covariance = jax.tree.map(np.asarray, found)
         values, vectors = np.linalg.eigh(0.5 * (H + H.T))
         up = values > max(1e-8, FLAT * values[-1])
         self.of_theta = 2.0 * (vectors[:, up] / values[up]) @ vectors[:, up].T
@@ -187,13 +187,13 @@ class KenwardRoger:
     K is block diagonal over the levels of a single grouping factor, and dense (q, q) for several.
     """
 
+    @entry
     def __init__(self, model: MixedModel) -> None:
         if not model.REML:
             raise ValueError("ddf='Kenward-Roger' is defined for REML fits; refit with REML=True")
         problem = _problem(model)
         design = problem.original
-        with persistent_cache(), x64():
-            cross: Any = jax.tree.map(np.asarray, problem.cross)
+        cross: Any = jax.tree.map(np.asarray, problem.cross)
         p = design.p
         S = _covariances(problem.scaling.basis.inner(model.theta), design, [A.shape[-1] for A in cross.blocks.diagonal])
         A, B, positions = _stacked(cross, design, model)  # (b, r, r), (b, r, p)
@@ -485,9 +485,9 @@ def _method(model: MixedModel, ddf: str) -> _Method:
     return made[name]
 
 
+@entry
 def _in_units_of_Xs(L: np.ndarray, model: MixedModel) -> np.ndarray:
-    with x64():
-        A = np.asarray(_problem(model).cross.A)
+    A = np.asarray(_problem(model).cross.A)
     return np.linalg.solve(A.T, L.T).T
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from .._arguments import checked, text
 from .._errors import FormulaError
+from ..compiling.entry import entry
 from ..formula.parse import Formula, parse, simplify
 from ..formula.parse import update as update_formula
 from ..formula.syntax import deparse
@@ -19,7 +20,8 @@ from ..report.anova_table import AnovaTable, made_table
 from .wald import chisq_tail
 
 if TYPE_CHECKING:
-    from ..results import MixedModel
+    from ..formula.frame import ModelData
+    from ..results import MixedModel, ModelSpec
 
 TESTS = ("Chisq", "none")
 REFITTED = "refitting model with ML (instead of REML)"
@@ -165,12 +167,6 @@ def _with_terms(formula: Formula, terms: Terms, codes: list[int]) -> Formula:
 
 def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> MixedModel:
     """The model with other fixed terms, on the same rows and responses, from its estimates."""
-    from .._glmer import frame_design
-    from .._steps import fit_problem
-    from ..compiling.precision import persistent_cache, x64
-    from ..fit.glmm import GeneralisedProblem
-    from ..fit.lmm import LinearProblem
-    from ..fit.problem import Problem
     from ..formula.frame import build
 
     spec, data = model._spec, model._data
@@ -194,17 +190,27 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
         )
     frame = replace(frame, y=data.y)  # that of a refit is not the one in the data
     control = replace(spec.control, check_grad="ignore", check_singular="ignore", check_rank="silent")
-    design = frame_design(frame)
+    return _from_estimates(model, frame, replace(spec, formula=str(frame.formula), control=control))
+
+
+@entry
+def _from_estimates(model: MixedModel, frame: ModelData, spec: ModelSpec) -> MixedModel:
+    """The fit of a frame of the same rows, from the model's estimates."""
+    from .._glmer import frame_design
+    from .._steps import fit_problem
+    from ..fit.glmm import GeneralisedProblem
+    from ..fit.lmm import LinearProblem
+    from ..fit.problem import Problem
+
+    design, control = frame_design(frame), spec.control
     start = {"theta": model.theta}
     problem: Problem
-    with persistent_cache(), x64():
-        if model.is_linear:
-            problem = LinearProblem(design, False, control.exact)
-        else:
-            X = np.asarray(model._design.X)
-            start["beta"] = np.linalg.lstsq(np.asarray(design.X), X @ model.beta, rcond=None)[0]
-            if len(spec.family.phi_names):
-                start["phi"] = model.phi.to_numpy()
-            problem = GeneralisedProblem(design, spec.family, spec.nAGQ, spec.hessian, control.exact)
-        changed = replace(spec, formula=str(frame.formula), control=control)
-        return fit_problem(changed, frame, problem, start)
+    if model.is_linear:
+        problem = LinearProblem(design, False, control.exact)
+    else:
+        X = np.asarray(model._design.X)
+        start["beta"] = np.linalg.lstsq(np.asarray(design.X), X @ model.beta, rcond=None)[0]
+        if len(spec.family.phi_names):
+            start["phi"] = model.phi.to_numpy()
+        problem = GeneralisedProblem(design, spec.family, spec.nAGQ, spec.hessian, control.exact)
+    return fit_problem(spec, frame, problem, start)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import log_of
 from ..fit import optimise as opt
 from ..fit.problem import searched
@@ -268,6 +268,7 @@ def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: f
     return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else log_of(phi)])
 
 
+@entry
 def _refits(
     model: MixedModel, codes: np.ndarray, clusters: np.ndarray, batched: bool | None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -291,14 +292,13 @@ def _refits(
         ran = np.isinf(np.diagonal(fits.vcov, axis1=1, axis2=2)) & fits.separated[:, None]
         return names, _known_moves(model, moves), fits.converged & ~(ran & ~off).any(axis=1)
     moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
-    with persistent_cache(), x64():
-        for j, without in enumerate(progress(each, "refits", m)):
-            problem = model._problem.with_rows("weights", without)
-            problem, found, separation = searched(problem, begin, limits)
-            moves[j] = _parameters(model, *natural_parameters(problem, found)) - base
-            good[j] = found.status == opt.CONVERGED
-            if separation is not None:
-                good[j] &= not (separation.columns & ~off).any()
+    for j, without in enumerate(progress(each, "refits", m)):
+        problem = model._problem.with_rows("weights", without)
+        problem, found, separation = searched(problem, begin, limits)
+        moves[j] = _parameters(model, *natural_parameters(problem, found)) - base
+        good[j] = found.status == opt.CONVERGED
+        if separation is not None:
+            good[j] &= not (separation.columns & ~off).any()
     return names, _known_moves(model, moves), good
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from jax import Array
 
 from ..algebra.symbolic import Plan
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import Family, dispersions, log_of
 from ..fit import optimise as opt
 from ..fit.glmm import Carry, GeneralisedProblem, deviance_at
@@ -178,6 +178,7 @@ class Likelihood:
             those of the parameters where these are well apart.
     """
 
+    @entry
     def __init__(self, model: MixedModel, reml: bool = False) -> None:
         e, problem = model._estimates, model._problem
         self.model = model
@@ -188,8 +189,7 @@ class Likelihood:
             self.x = np.concatenate([e.theta, e.beta, [np.log(sigma)]])
             self.names = [*names, "log(sigma)"]
             self._J = block_diagonal([problem.scaling.basis.C, np.eye(self.p + 1)])
-            with x64():
-                cross: Any = problem.cross
+            cross: Any = problem.cross
             self._data: tuple[Any, ...] = (cross, cross.A, reml, problem.original.plan, problem.original.terms)
             curvature = np.diag(e.hessian)
             constant = 0.0
@@ -234,18 +234,18 @@ class Likelihood:
             return np.asarray(back * np.where(np.isfinite(scale), scale, 1.0))
         return block_diagonal([basis.inverse * np.sqrt(2.0 / np.maximum(np.diag(H), 1e-2)), fixed, rest])
 
+    @entry
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Deviances (L,) and gradients (L, P) at x (L, P); +inf or NaN outside the parameters' range."""
         inner = x @ self._J.T
         f, g = [], []
-        with persistent_cache(), x64():
-            for start in range(0, len(x), self._lanes):
-                part = inner[start : start + self._lanes]
-                filled = np.concatenate([part, np.repeat(part[-1:], self._lanes - len(part), axis=0)])
-                program: Any = _linear if self.layout.linear else _generalised
-                one, two = program(filled, *self._data)
-                f.append(np.asarray(one)[: len(part)])
-                g.append(np.asarray(two)[: len(part)])
+        for start in range(0, len(x), self._lanes):
+            part = inner[start : start + self._lanes]
+            filled = np.concatenate([part, np.repeat(part[-1:], self._lanes - len(part), axis=0)])
+            program: Any = _linear if self.layout.linear else _generalised
+            one, two = program(filled, *self._data)
+            f.append(np.asarray(one)[: len(part)])
+            g.append(np.asarray(two)[: len(part)])
         self.evaluations += len(x)
         return np.concatenate(f) + self.constant, np.concatenate(g) @ self._J
 
@@ -275,33 +275,33 @@ class Likelihood:
                 break
         return H
 
+    @entry
     def without(self, codes: np.ndarray, m: int) -> np.ndarray:
         """(m, P) gradients at the estimates of the deviance without the rows of each of m clusters."""
         problem, out = self.model._problem, []
-        with persistent_cache(), x64():
-            for start in range(0, m, self._lanes):
-                g = np.minimum(np.arange(start, start + self._lanes), m - 1).astype(np.int32)
-                if isinstance(problem, LinearProblem):
-                    found = _linear_without(g, self._J @ self.x, codes, problem._scaled)
-                else:
-                    found = _generalised_without(g, self._J @ self.x, codes, *self._data)
-                out.append(np.asarray(found)[: m - start])
+        for start in range(0, m, self._lanes):
+            g = np.minimum(np.arange(start, start + self._lanes), m - 1).astype(np.int32)
+            if isinstance(problem, LinearProblem):
+                found = _linear_without(g, self._J @ self.x, codes, problem._scaled)
+            else:
+                found = _generalised_without(g, self._J @ self.x, codes, *self._data)
+            out.append(np.asarray(found)[: m - start])
         return np.asarray(np.concatenate(out) @ self._J)
 
+    @entry
     def mixed(self, field: str) -> np.ndarray:
         """(P, n) second derivatives of the deviance at the estimates in x and the design's weights, y or offset."""
         problem = self.model._problem
-        with persistent_cache(), x64():
-            if isinstance(problem, LinearProblem):
-                found = np.asarray(_linear_mixed(self._J @ self.x, problem._scaled, field))
-            else:
-                found = np.asarray(_generalised_mixed(self._J @ self.x, *self._data, field))
+        if isinstance(problem, LinearProblem):
+            found = np.asarray(_linear_mixed(self._J @ self.x, problem._scaled, field))
+        else:
+            found = np.asarray(_generalised_mixed(self._J @ self.x, *self._data, field))
         return np.asarray(self._J.T @ found)
 
 
+@entry
 def _constant(design: Design, family: Family) -> Array:
-    with x64():
-        return family.constant(jnp.asarray(design.y), jnp.asarray(design.weights))
+    return family.constant(jnp.asarray(design.y), jnp.asarray(design.weights))
 
 
 @partial(jax.jit, static_argnames=("layout",))
@@ -324,6 +324,7 @@ def _transformed_jacobian(x: Array, layout: Layout) -> Array:
     return jax.jacfwd(transformed)(x)
 
 
+@entry
 def sdcor_table(model: MixedModel) -> pd.DataFrame:
     """Standard deviations, correlations, sigma and dispersions with delta-method standard errors.
 
@@ -342,8 +343,7 @@ def sdcor_table(model: MixedModel) -> pd.DataFrame:
     joint = model._joint_covariance
     joint = np.where(np.isfinite(joint), joint, 0.0)  # what has no finite variance is a value of its own
 
-    with persistent_cache(), x64():
-        J = np.asarray(_transformed_jacobian(likelihood.x, likelihood.layout))
+    J = np.asarray(_transformed_jacobian(likelihood.x, likelihood.layout))
     with np.errstate(all="ignore"):
         transformed = np.where(correlation, np.arctanh(np.clip(values, -1.0, 1.0)), np.log(values))
         error = np.sqrt(np.einsum("ij,jk,ik->i", J, joint, J))

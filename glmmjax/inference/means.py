@@ -17,7 +17,7 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..formula.syntax import Call, Name, Node, base_name, names_in, strip_parens, walk
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class MarginalMeans:
         return f"<p>{str(self).splitlines()[0]}</p>" + self.frame.to_html(index=False, float_format="{:.5g}".format)
 
 
+@entry
 def marginal_means(
     model: MixedModel,
     by: str | Sequence[str],
@@ -113,8 +114,7 @@ def marginal_means(
             raise ValueError(f"{name!r} is not a variable of the fixed effects; these are: {', '.join(values)}")
     grid = pd.DataFrame(list(product(*values.values())), columns=list(values))
     try:
-        with x64():
-            X, offset = model._data.matrix_for(grid, _no_offset(model, len(grid)))
+        X, offset = model._data.matrix_for(grid, _no_offset(model, len(grid)))
     except DataError as refused:  # at the mean of a number that a function makes a factor of
         raise DataError(f"{refused}: give the values to average over by at={{...}}") from None
     shift = np.zeros(len(grid)) if offset is None else np.asarray(offset)
@@ -127,9 +127,8 @@ def marginal_means(
     low, high = estimate - half, estimate + half
     if type == "response":
         link = model.family.link
-        with x64():
-            estimate_mu, low, high = (np.asarray(link.inverse(jnp.asarray(v))) for v in (estimate, low, high))
-            error = np.where(np.isinf(error), error, error * np.abs(np.asarray(link.mu_eta(jnp.asarray(estimate)))))
+        estimate_mu, low, high = (np.asarray(link.inverse(jnp.asarray(v))) for v in (estimate, low, high))
+        error = np.where(np.isinf(error), error, error * np.abs(np.asarray(link.mu_eta(jnp.asarray(estimate)))))
         estimate, low, high = estimate_mu, np.minimum(low, high), np.maximum(low, high)
     frame = pd.DataFrame([k if isinstance(k, tuple) else (k,) for k in keys], columns=names)
     frame = frame.assign(estimate=estimate, std_error=error, df=df, conf_low=low, conf_high=high)
@@ -225,6 +224,7 @@ def _adjusted(ratio: np.ndarray, df: np.ndarray, means: int, adjust: str) -> np.
     return p
 
 
+@entry
 def marginal_coefficients(model: MixedModel) -> pd.DataFrame:
     """Population-averaged fixed effects: the marginal mean response, on the link scale, regressed on X.
 
@@ -240,11 +240,10 @@ def marginal_coefficients(model: MixedModel) -> pd.DataFrame:
     eta = X @ model.beta + offset
     link = model.family.link
     parts = [Part(i, t.z, t.level) for i, t in enumerate(model._data.terms)]
-    with x64():
-        v, dv = spread(model, parts, n)
-        mean, in_eta, in_v = (np.asarray(a) for a in averages(eta, v, link))
-        target = np.asarray(link.eta_of(jnp.asarray(mean)))
-        slope = 1.0 / np.asarray(link.mu_eta(jnp.asarray(target)))
+    v, dv = spread(model, parts, n)
+    mean, in_eta, in_v = (np.asarray(a) for a in averages(eta, v, link))
+    target = np.asarray(link.eta_of(jnp.asarray(mean)))
+    slope = 1.0 / np.asarray(link.mu_eta(jnp.asarray(target)))
     separation = model._estimates.separation
     if separation is None:
         onto = np.linalg.pinv(X)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..algebra.bordered import selected_inverse
 from ..algebra.linalg import eliminate, penalised
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..families import Family
 from ..model.basis import inverse_of_lower
 from ..model.design import Design
@@ -32,6 +32,7 @@ def _conditional_covariances(params: Parameters, u: Blocked, design: Design, fam
     return tuple(jnp.einsum("ij,mjk,lk->mil", t, v, t) for t, v in zip(T, inverse.diagonal, strict=True))
 
 
+@entry
 def ranef(model: MixedModel, condVar: bool = False) -> dict[str, Any]:
     """Conditional modes of the random effects.
 
@@ -49,8 +50,7 @@ def ranef(model: MixedModel, condVar: bool = False) -> dict[str, Any]:
         index = pd.Index(model._data.terms[indices[0]].levels, name=group)
         out[group] = pd.DataFrame(values, index=index, columns=columns)
     if condVar:
-        with x64():
-            inner = _conditional_covariances(*model._inside, model.family, model._spec.hessian)
+        inner = _conditional_covariances(*model._inside, model.family, model._spec.hessian)
         outer = [inverse_of_lower(L) for L in model._scaled[1].basis.L]
         blocks = [half @ np.asarray(V) @ half.T for half, V in zip(outer, inner, strict=True)]
         for group, indices in model._by_group().items():

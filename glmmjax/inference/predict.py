@@ -12,9 +12,7 @@ REML the same holds with beta integrated out.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
@@ -26,10 +24,10 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from .._errors import DataError, NotSupportedError
+from .._errors import DataError, NotSupportedError, warn
 from ..algebra.bordered import selected_inverse
 from ..algebra.linalg import eliminate, factorise, penalised, solve
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import Family, dispersions
 from ..fit.lmm import LinearProblem
 from ..fit.problem import curvature
@@ -202,6 +200,7 @@ def random_part(parts: Sequence[Part], effects: Sequence[np.ndarray], n: int) ->
 
 
 # ---- predictions -----------------------------------------------------------------------------------
+@entry
 def predict(
     model: MixedModel,
     newdata: Any = None,
@@ -256,39 +255,37 @@ def predict(
     if given is not None and newdata is None:
         raise ValueError("given= has the data of new levels: it needs newdata with rows to predict")
     plain = se is False and level is None
-    with nullcontext() if plain and given is None and not average else persistent_cache(), x64():
-        later = None if given is None else new_effects(model, given)
-        rows = _rows(model, newdata, chosen, average, allow_new_levels, offset, later)
-        effects = model._b
-        if later is not None:
-            effects = [np.concatenate([b, new]) for b, new in zip(model._b, later.effects, strict=True)]
-        n = rows.X.shape[0]
-        eta = rows.offset + rows.X @ model._estimates.beta + random_part(rows.parts, effects, n)
-        link = model.family.link
-        if average:
-            wide = spread(model, rows.others, n)
-            fit, slope, bend = (np.asarray(a) for a in averages(eta, wide[0], link))
-        elif type == "response":
-            fit, slope = np.asarray(link.inverse(jnp.asarray(eta))), np.ones(n)
-        else:
-            fit, slope = eta, np.ones(n)
-        beyond = int((np.isinf(fit) & np.isfinite(eta)).sum())
-        if beyond:
-            warnings.warn(
-                f"{beyond} prediction{'s are' if beyond > 1 else ' is'} larger than any floating point number and "
-                f"given as inf (linear predictors reach {np.abs(eta).max():.4g}); type='link' has them",
-                UserWarning,
-                stacklevel=3,
-            )
-        if plain:
-            return np.asarray(fit)
-        extra = bend[:, None] * wide[1] if average else None
-        with np.errstate(invalid="ignore", over="ignore"):  # where a mean is beyond the largest number
-            errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
-        noise = np.zeros(n)
-        if interval == "prediction":
-            noise += model.sigma**2 / (np.asarray(model._design.weights) if newdata is None else 1.0)
-        return _table(fit, eta, errors, noise, type, link, level, rows.index)
+    later = None if given is None else new_effects(model, given)
+    rows = _rows(model, newdata, chosen, average, allow_new_levels, offset, later)
+    effects = model._b
+    if later is not None:
+        effects = [np.concatenate([b, new]) for b, new in zip(model._b, later.effects, strict=True)]
+    n = rows.X.shape[0]
+    eta = rows.offset + rows.X @ model._estimates.beta + random_part(rows.parts, effects, n)
+    link = model.family.link
+    if average:
+        wide = spread(model, rows.others, n)
+        fit, slope, bend = (np.asarray(a) for a in averages(eta, wide[0], link))
+    elif type == "response":
+        fit, slope = np.asarray(link.inverse(jnp.asarray(eta))), np.ones(n)
+    else:
+        fit, slope = eta, np.ones(n)
+    beyond = int((np.isinf(fit) & np.isfinite(eta)).sum())
+    if beyond:
+        warn(
+            f"{beyond} prediction{'s are' if beyond > 1 else ' is'} larger than any floating point number and "
+            f"given as inf (linear predictors reach {np.abs(eta).max():.4g}); type='link' has them",
+            UserWarning,
+        )
+    if plain:
+        return np.asarray(fit)
+    extra = bend[:, None] * wide[1] if average else None
+    with np.errstate(invalid="ignore", over="ignore"):  # where a mean is beyond the largest number
+        errors = np.sqrt(_variances(model, rows, later, se == "conditional", slope, extra))
+    noise = np.zeros(n)
+    if interval == "prediction":
+        noise += model.sigma**2 / (np.asarray(model._design.weights) if newdata is None else 1.0)
+    return _table(fit, eta, errors, noise, type, link, level, rows.index)
 
 
 def _check_interval(model: MixedModel, interval: str, level: float | None, type: str) -> None:

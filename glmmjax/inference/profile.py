@@ -29,7 +29,7 @@ from jax import Array
 
 from .._arguments import array, checked, text, texts
 from .._errors import NotSupportedError
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import estimate
 from ..fit.separation import TOUCHES
@@ -180,15 +180,15 @@ class _Functions:
     def __init__(self, likelihood: Likelihood, focals: Sequence[Focal]) -> None:
         self._functions, self._layout = tuple(f.g for f in focals), likelihood.layout
 
+    @entry
     def all(self, x: np.ndarray) -> list[np.ndarray]:
         """What `_evaluate` returns, for any number of points."""
         parts = []
-        with persistent_cache(), x64():
-            for start in range(0, len(x), LANES):
-                own = x[start : start + LANES]
-                filled = np.concatenate([own, np.repeat(own[-1:], LANES - len(own), axis=0)])
-                found = _evaluate(filled, self._functions, self._layout)
-                parts.append([np.asarray(a)[: len(own)] for a in found])
+        for start in range(0, len(x), LANES):
+            own = x[start : start + LANES]
+            filled = np.concatenate([own, np.repeat(own[-1:], LANES - len(own), axis=0)])
+            found = _evaluate(filled, self._functions, self._layout)
+            parts.append([np.asarray(a)[: len(own)] for a in found])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def __call__(self, x: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -549,6 +549,7 @@ def _collect(
     return Profile(frame, names, estimates, limit, tracer.likelihood.evaluations, tracer, points, boundary)
 
 
+@entry
 def _ends_of_run_off(model: MixedModel, j: int, t: float) -> list[float]:
     """Where the deviance of a separated response has risen by t^2 above its limit, by fits with coefficient j held.
 
@@ -574,16 +575,15 @@ def _ends_of_run_off(model: MixedModel, j: int, t: float) -> list[float]:
 
     towards, unit, centre = np.linalg.solve(e.separation.A, e.separation.direction), 1.0 / np.abs(x).max(), e.beta[j]
     out = []
-    with persistent_cache(), x64():
-        for side in (-1.0, 1.0):
-            near, way = centre, unit
-            if side * towards[j] <= TOUCHES * np.abs(towards).max():
-                while way < 4.0 * abs(centre) + 1e3 * unit and above(centre + side * way) < 0.0:
-                    near, way = centre + side * way, 2.0 * way
-                if above(centre + side * way) >= 0.0:
-                    out.append(float(brentq(above, near, centre + side * way, xtol=1e-9 * unit, rtol=1e-9)))
-                    continue
-            out.append(side * np.inf)
+    for side in (-1.0, 1.0):
+        near, way = centre, unit
+        if side * towards[j] <= TOUCHES * np.abs(towards).max():
+            while way < 4.0 * abs(centre) + 1e3 * unit and above(centre + side * way) < 0.0:
+                near, way = centre + side * way, 2.0 * way
+            if above(centre + side * way) >= 0.0:
+                out.append(float(brentq(above, near, centre + side * way, xtol=1e-9 * unit, rtol=1e-9)))
+                continue
+        out.append(side * np.inf)
     return out
 
 

@@ -14,7 +14,7 @@ from jax import Array
 from .._errors import NotSupportedError
 from ..algebra.linalg import factorise
 from ..compiling import programs
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..families import Family
 from ..model.buckets import fill_rows
 from ..model.design import Design
@@ -35,12 +35,12 @@ def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> t
     return mu, family.link.mu_eta(eta), variance, deviance
 
 
+@entry
 def moments(model: MixedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """mu, dmu/deta, variance function and squared deviance residuals per row."""
-    with x64():
-        rows = (fill_rows(np.asarray(v)) for v in (model.linear_predictor, model._design.y, model._design.weights))
-        out = _rows(*rows, model._estimates.phi, family=model.family)
-        mu, slope, variance, deviance = (np.asarray(x)[: model.nobs] for x in out)
+    rows = (fill_rows(np.asarray(v)) for v in (model.linear_predictor, model._design.y, model._design.weights))
+    out = _rows(*rows, model._estimates.phi, family=model.family)
+    mu, slope, variance, deviance = (np.asarray(x)[: model.nobs] for x in out)
     return mu, slope, variance, deviance
 
 
@@ -98,13 +98,13 @@ def _leverages(params: Parameters, u: Blocked, design: Design, family: Family, h
     return w * jax.grad(logdet)(w)
 
 
+@entry
 def hatvalues(model: MixedModel) -> pd.Series:
     """Leverages: diagonal of W^1/2 [Z Lambda, X] M^-1 [Z Lambda, X]' W^1/2 with *working* weights W.
 
     Each lies in [0, 1]; their sum is the effective number of parameters at fixed theta.
     """
-    with x64():
-        h = _leverages(*model._inside, model.family, model._spec.hessian)
+    h = _leverages(*model._inside, model.family, model._spec.hessian)
     return pd.Series(np.asarray(h), index=model._data.row_index, name="hat")
 
 

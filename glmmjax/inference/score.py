@@ -23,7 +23,7 @@ from jax import Array
 
 from .._errors import DataError
 from ..algebra.linalg import eliminate, penalised, segment_sum, solve, weighted_products
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..families import Family
 from ..many.fit_many import ADJUSTMENTS, adjusted
 from ..model.design import Design
@@ -74,6 +74,7 @@ def _information(
     return own / scale
 
 
+@entry
 def score_test(model: MixedModel, covariates: Any, adjust: str = "BH") -> pd.DataFrame:
     """Score tests of covariates that the model does not have, one at a time, without fitting any of them.
 
@@ -104,13 +105,12 @@ def score_test(model: MixedModel, covariates: Any, adjust: str = "BH") -> pd.Dat
     n, B = C.shape
     width = max(1, min(CHUNK // max(n, 1), B))
     information = np.empty(B)
-    with persistent_cache(), x64():
-        s = np.asarray(_score(params, e.u, design, spec.family, spec.hessian, max(spec.nAGQ, 1))) / fixed
-        for a in range(0, B, width):
-            part = C[:, a : a + width]
-            padded = np.pad(part, ((0, 0), (0, width - part.shape[1])))  # one shape, one program
-            found = _information(padded, params, e.u, design, spec.family, spec.hessian, fixed)
-            information[a : a + width] = np.asarray(found)[: part.shape[1]]
+    s = np.asarray(_score(params, e.u, design, spec.family, spec.hessian, max(spec.nAGQ, 1))) / fixed
+    for a in range(0, B, width):
+        part = C[:, a : a + width]
+        padded = np.pad(part, ((0, 0), (0, width - part.shape[1])))  # one shape, one program
+        found = _information(padded, params, e.u, design, spec.family, spec.hessian, fixed)
+        information[a : a + width] = np.asarray(found)[: part.shape[1]]
     U = s @ C
     # a covariate that the fixed effects already span has none left
     size = np.einsum("ij,ij->j", C, C) * float(np.asarray(design.weights).max(initial=1.0)) / fixed

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..families import Binomial, Family, Gaussian
 from ..families import get as get_family
 from ..fit.control import unknown_argument
@@ -38,6 +38,7 @@ class _Random(NamedTuple):
     T: np.ndarray
 
 
+@entry
 def _draw(
     family: Family,
     fixed: np.ndarray,
@@ -58,8 +59,7 @@ def _draw(
         for k in range(z.shape[1]):
             eta += z[:, k, None] * b[level, k]
     try:
-        with x64():
-            return family.simulate(rng, eta, weights, phi, sigma)
+        return family.simulate(rng, eta, weights, phi, sigma)
     except NotImplementedError as error:
         raise NotSupportedError(f"simulate: {error}") from None
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import a_test, checked, mapping
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..fit import optimise as opt
 from ..report.progress import progress
 from .bootstrap import draw_responses, refitted
@@ -52,6 +52,7 @@ class BootstrapTest:
 
 
 @checked()
+@entry
 def bootstrap_test(smaller: MixedModel, larger: MixedModel, nsim: int = 1000, seed: Any = 0) -> BootstrapTest:
     """Test a model against a larger one by responses simulated from the smaller.
 
@@ -75,13 +76,12 @@ def bootstrap_test(smaller: MixedModel, larger: MixedModel, nsim: int = 1000, se
         raise ValueError(f"nsim must be a positive integer, got {nsim!r}")
     observed = smaller.objective - larger.objective
     found, failed = [], 0
-    with persistent_cache(), x64():
-        for y in progress(draw_responses(smaller, int(nsim), seed, "parametric"), "bootstrap test"):
-            fits = [_deviance(m, y) for m in (smaller, larger)]
-            if None in fits:
-                failed += 1
-                continue
-            found.append(fits[0] - fits[1])  # type: ignore[operator]
+    for y in progress(draw_responses(smaller, int(nsim), seed, "parametric"), "bootstrap test"):
+        fits = [_deviance(m, y) for m in (smaller, larger)]
+        if None in fits:
+            failed += 1
+            continue
+        found.append(fits[0] - fits[1])  # type: ignore[operator]
     replicates = np.array(found)
     p = (1.0 + np.count_nonzero(replicates >= observed - 1e-9)) / (1.0 + replicates.size)
     return BootstrapTest(float(observed), df, float(p), float(chi2.sf(max(observed, 0.0), df)), replicates, failed)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..compiling.precision import x64
+from ..compiling.entry import entry
 from ..families import Family
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def _separate_fits(
     y, weights = np.asarray(model._design.y), np.asarray(model._design.weights)
     phi = model._estimates.phi
 
+    @entry
     def at(b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         eta = offset + np.einsum("nk,nk->n", z, b[level])
-        with x64():
-            value, score, w = (np.asarray(x) for x in _pieces(eta, y, weights, phi, model.family))
+        value, score, w = (np.asarray(x) for x in _pieces(eta, y, weights, phi, model.family))
         return total(value), total(score[:, None] * z), total(w[:, None, None] * z[:, :, None] * z[:, None, :])
 
     def weakest(information: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ from .._errors import DataError
 from .._glmer import split_message
 from ..compiling.devices import devices_of
 from ..compiling.digest import digest
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
+from ..compiling.precision import x64
 from ..families import Family, Gaussian
 from ..families import get as get_family
 from ..fit import optimise as opt
@@ -321,7 +322,7 @@ def _run(
     todo = [np.flatnonzero(~np.isin(stack.ids, done)) for stack in source.stacks]
     total = sum(t.size for t in todo)
     interrupted = False
-    with persistent_cache(), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         futures: list[Future[Piece]] = []
         for stack, members in zip(source.stacks, todo, strict=True):
             if not members.size:
@@ -353,6 +354,7 @@ def _run(
     return ManyFits(model, source, pieces, errors, adjust, time.perf_counter() - started)
 
 
+@entry
 def _fit(model: _Model, stack: Stack | Shared, engine: Engine, members: np.ndarray, limits: opt.Limits) -> Piece:
     """One block."""
     padded = np.concatenate([members, np.full(engine.block - members.size, members[-1])])

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from ..algebra.linalg import Grid
-from ..compiling.precision import persistent_cache, x64
+from ..compiling.entry import entry
 from ..fit import optimise as opt
 from ..fit.batch import Many, fit_block
 from ..fit.lanes import Engine, Generalised, Kind, Linear, cores
@@ -69,13 +69,13 @@ def refit_together(
     workers = cores()
     engine = Engine(kind, layout.n, total, jax.local_devices()[:1], workers)
 
+    @entry
     def fit(block: list[np.ndarray]) -> Many:
         design = block_of(np.stack(block + [block[-1]] * (engine.block - len(block))))
-        with x64():
-            return fit_block(engine, design, layout.own, len(block), limits, start)
+        return fit_block(engine, design, layout.own, len(block), limits, start)
 
     parts: list[Many] = []
-    with persistent_cache(), ThreadPoolExecutor(workers) as pool, counter("refits", total) as count:
+    with ThreadPoolExecutor(workers) as pool, counter("refits", total) as count:
         waiting: deque[Future[Many]] = deque()
         while block := list(islice(items, engine.block)):
             waiting.append(pool.submit(fit, block))

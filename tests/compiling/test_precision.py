@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,6 +19,8 @@ import pytest
 from helpers import ROOT, load_data
 
 import glmmjax as gj
+from glmmjax.compiling.entry import entry
+from glmmjax.compiling.precision import CacheSettings
 from glmmjax.objective import laplace
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
@@ -231,3 +235,80 @@ def test_settings_for_debugging_are_the_users() -> None:
     assert linear.objective == pytest.approx(1743.628272, abs=1e-6)
     assert float(value) == pytest.approx(184.052563743, abs=1e-4) and abs(float(slope[0])) < 0.1
     np.testing.assert_allclose(solved.beta, [251.40510485, 10.46728596], rtol=1e-8)
+
+
+# -------------------- the decorator by which all of this is entered
+def dtype() -> np.dtype:
+    return np.dtype(jnp.ones(1).dtype)
+
+
+def test_entered_functions_compute_in_float64_and_restore(x32: None) -> None:
+    class Model:
+        @entry
+        def inner(self) -> np.dtype:
+            return dtype()
+
+        @entry
+        def outer(self, fail: bool = False) -> list[np.dtype]:
+            found = [dtype(), self.inner(), dtype()]
+            with jax.enable_x64(False), jax.numpy_rank_promotion("raise"):  # as a user's callback may
+                jnp.ones(1, np.float32)
+                found += [self.inner()]
+                assert dtype() == np.float32
+            if fail:
+                raise ZeroDivisionError
+            return found
+
+    model = Model()
+    assert model.outer() == [np.float64] * 4 and dtype() == np.float32
+    with pytest.raises(ZeroDivisionError):
+        model.outer(fail=True)
+    assert dtype() == np.float32 and model.inner() == np.float64
+
+
+def test_entered_generators_leave_their_caller_alone(x32: None) -> None:
+    @entry
+    def values(count: int) -> Iterator[np.dtype]:
+        """Some."""
+        for _ in range(count):
+            yield dtype()
+
+    for found in values(3):
+        assert found == np.float64 and dtype() == np.float32
+    assert list(values(0)) == [] and values.__doc__ == "Some."
+
+
+def test_entries_of_threads_are_their_own(x32: None) -> None:
+    @entry
+    def held() -> np.dtype:
+        with ThreadPoolExecutor(1) as pool:
+            outside, inside = pool.submit(dtype).result(), pool.submit(entry(dtype)).result()
+        assert (outside, inside) == (np.float32, np.float64)
+        return dtype()
+
+    assert held() == np.float64
+
+
+def test_the_cache_is_opened_by_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that compiles nothing sees no settings changed, and makes no folder; they are as before at the end."""
+    monkeypatch.setenv("GLMMJAX_CACHE", str(tmp_path / "programs"))
+    program, found = jax.jit(lambda x: x * 3.25 + 0.125), []
+
+    def where() -> str | None:
+        return jax.config.jax_compilation_cache_dir
+
+    @entry
+    def run() -> None:
+        found.append(where())
+        program(np.ones(7))
+        found.append(where())
+        entry(program)(np.ones(7))
+        found.append(where())
+
+    folder = tmp_path / "programs" / "jax"
+    with CacheSettings(lambda: {"jax_compilation_cache_dir": None})():  # as where the user has set none
+        run()
+        assert found == [None, str(folder), str(folder)] and where() is None and any(folder.iterdir())
+        found.clear()
+        run()
+        assert found == [None] * 3
