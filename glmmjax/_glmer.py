@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import checked
-from ._errors import DataError, warn
-from ._steps import ModelSetup, fit, fit_problem
+from ._steps import ModelSetup, fit, fit_problem, new_response, updated
 from .compiling.entry import entry
 from .families import Family, Gaussian
 from .families import get as get_family
 from .fit.control import Control, as_control, unknown_argument
-from .formula.frame import build, refuse_constant
+from .formula.frame import build
 from .formula.model_data import ModelData
-from .model.covariance import Unstructured
-from .model.design import Design, design_arrays
+from .model.design import Design
+from .model.frames import check_response, frame_design, make_design, rank_message, split_message
 from .objective.laplace import resolve_hessian
 from .objective.quadrature import check_nodes
-from .results import MixedModel, ModelSpec
+from .results import Entry, MixedModel, ModelSpec
 
 if TYPE_CHECKING:
     from .formula.parse import Formula
@@ -127,7 +126,7 @@ def glmer_setup(
     if nAGQ > 1:
         check_quadrature(frame, nAGQ)
     made, notes = make_design(frame, family)
-    rank_message(frame, control)
+    rank_message(frame, control.check_rank)
     split_message(frame)
     spec = ModelSpec(
         str(frame.formula),
@@ -138,6 +137,7 @@ def glmer_setup(
         weights if isinstance(weights, str) else None,
         offset if isinstance(offset, str) else None,
         arguments,
+        ENTRY,
     )
     if notes:
         frame = replace(frame, notes=(*frame.notes, *notes))
@@ -179,98 +179,26 @@ def check_quadrature(frame: ModelData, nAGQ: int) -> None:
     check_nodes(nAGQ, [sum(len(term.names) for term in frame.terms)])
 
 
-def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
-    """Design of a model frame, the response checked against the family; and notes for the user."""
-    made = frame_design(frame)
-    if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
-        what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
-        raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
-    notes = check_response(frame, made, family)
-    n = made.n
-    for term in frame.terms:
-        q = len(term.levels) * len(term.names)
-        if q > n:
-            raise DataError(
-                f"the term ({' + '.join(term.names)} | {term.group}) has {q} random effects for {n} rows: its "
-                "covariance cannot be estimated; drop columns from it or use a factor with fewer levels"
-            )
-    return made, list(notes)
-
-
-def check_response(frame: ModelData, made: Design, family: Family) -> list[str]:
-    """Raise DataError for responses that the family cannot have; notes for the user."""
-    weights = None if frame.weights is None and frame.trials is None else np.asarray(made.weights)
-    return family.check_response(np.asarray(made.y), weights, frame.response_name, frame.row_index)
-
-
-def frame_design(frame: ModelData) -> Design:
-    """The arrays of a model frame; trials times prior weights."""
-    assert frame.y is not None
-    weights = frame.weights
-    if frame.trials is not None:
-        weights = frame.trials if weights is None else weights * frame.trials
-    terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
-    names = [t.group for t in frame.terms]
-    return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)
-
-
-def rank_message(frame: ModelData, control: Control) -> None:
-    """Say that aliased columns were dropped, as the control asks."""
-    if not frame.dropped or control.check_rank in ("message", "silent"):
-        return
-    text = f"the fixed-effects columns are linearly dependent; dropped {', '.join(frame.dropped)}"
-    if control.check_rank == "error":
-        raise DataError(f"{text}: remove them from the formula")
-    warn(text, UserWarning)
-
-
-def split_message(frame: ModelData) -> None:
-    """Say what a `||` has made of a factor, which lme4 keeps together."""
-    if frame.split_columns:
-        warn(frame.split_columns, UserWarning)
-
-
 @entry
-def refit(model: MixedModel, newresp: Any) -> MixedModel:
+def _refit(model: MixedModel, newresp: Any) -> MixedModel:
     """See `MixedModel.refit`."""
-    from .inference.simulate import as_response
-
-    spec, frame, made = model._spec, model._data, model._design
-    y = np.ascontiguousarray(as_response(model, newresp), float)
-    if not np.isfinite(y).all():
-        raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
-    refuse_constant(y, frame.response_kind, frame.response_name, frame.response_levels)
-    if spec.REML is None:
-        stale = check_response(frame, made, spec.family)
-        frame = replace(frame, y=y, notes=tuple(note for note in frame.notes if note not in stale))
-        frame = replace(frame, notes=(*frame.notes, *check_response(frame, replace(made, y=y), spec.family)))
-    else:
-        from ._lmer import check_response as check_linear
-
-        check_linear(model, y)
-    problem = model._problem.with_rows("y", y)
-    return fit_problem(spec, replace(frame, y=y), problem, None)
+    spec, frame, made, y = model._spec, model._data, model._design, new_response(model, newresp)
+    stale = check_response(frame, made, spec.family)
+    frame = replace(frame, y=y, notes=tuple(note for note in frame.notes if note not in stale))
+    frame = replace(frame, notes=(*frame.notes, *check_response(frame, replace(made, y=y), spec.family)))
+    return fit_problem(spec, frame, model._problem.with_rows("y", y), None)
 
 
-def update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
+def _update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
     """See `MixedModel.update`."""
-    from ._lmer import lmer
-    from .formula.parse import update as update_formula
-
     spec = model._spec
-    arguments = dict(spec.arguments)
-    known = [*inspect.signature(glmer if spec.REML is None else lmer).parameters]
-    for name in changes:
-        if name not in known:
-            raise unknown_argument(name, known, "update")
-    data = changes.pop("data", arguments.pop("data"))
-    new = spec.formula if formula is None else str(update_formula(spec.formula, formula))
-    if spec.REML is not None:
-        return lmer(new, data, **{"REML": spec.REML, "control": spec.control, **arguments, **changes})
-    settings = {"family": spec.family, "nAGQ": spec.nAGQ, "control": spec.control, **arguments, **changes}
+    settings = {"family": spec.family, "nAGQ": spec.nAGQ, **updated(model, formula, changes, glmer)}
     if "family" in changes and "hessian" not in changes:
         settings["hessian"] = None
-    return glmer(new, data, **settings)
+    return glmer(**settings)
+
+
+ENTRY = Entry(_refit, _update, fit_problem)
 
 
 @checked()

@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import checked
-from ._errors import DataError
-from ._glmer import frame_design, rank_message, split_message
-from ._steps import ModelSetup, fit, fit_problem
+from ._steps import ModelSetup, fit, fit_problem, new_response, updated
 from .compiling.entry import entry
-from .compiling.memory import triangle
 from .families import Gaussian
 from .fit.control import Control, as_control, unknown_argument
-from .fit.lmm import LinearProblem
 from .formula.frame import build
-from .formula.model_data import ModelData
-from .model.design import Design
-from .results import MixedModel, ModelSpec
+from .model.frames import make_linear_design, rank_message, refuse_exact, split_message
+from .results import Entry, MixedModel, ModelSpec
 
 if TYPE_CHECKING:
     from .formula.parse import Formula
-
-#: What the fixed effects leave of a response that they fit exactly, relative to it.
-EXACT = 1e-13
 
 
 @checked()
@@ -105,8 +97,8 @@ def lmer_setup(
         "data": data,
     }
     frame = build(formula, data, weights=weights, offset=offset, contrasts=contrasts, subset=subset, na=na)
-    made = checked_design(frame)
-    rank_message(frame, control)
+    made = make_linear_design(frame)
+    rank_message(frame, control.check_rank)
     split_message(frame)
     spec = ModelSpec(
         str(frame.formula),
@@ -117,63 +109,23 @@ def lmer_setup(
         weights if isinstance(weights, str) else None,
         offset if isinstance(offset, str) else None,
         arguments,
+        ENTRY,
         bool(REML),
     )
     return ModelSetup(spec, frame, made)
 
 
-def checked_design(frame: ModelData) -> Design:
-    """Design of a model frame whose residual variance can be told from the random effects."""
-    if frame.response_kind in ("binary", "cbind"):
-        what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
-        raise DataError(f"response {frame.response_name} is {what}: use glmer with family='binomial'")
-    made = frame_design(frame)
-    n, p = made.n, made.p
-    for term in frame.terms:
-        m, k = len(term.levels), len(term.names)
-        if m >= n:
-            raise DataError(
-                f"grouping factor {term.group!r} has {m} levels for {n} rows: its variance cannot be told from the "
-                "residual variance; drop the term or use a factor with fewer levels"
-            )
-        if m * k >= n:
-            raise DataError(
-                f"the term ({' + '.join(term.names)} | {term.group}) has {m * k} random effects for {n} rows: its "
-                "covariance cannot be told from the residual variance; drop columns from it or use a factor with "
-                "fewer levels"
-            )
-    if n <= p:
-        raise DataError(f"{p} fixed effects for {n} rows: nothing is left to estimate variances from; drop some")
-    _refuse_exact(made, np.asarray(made.y), frame)
-    return made
-
-
-def _refuse_exact(made: Design, y: np.ndarray, frame: ModelData) -> None:
-    """Raise DataError if the fixed effects leave nothing of a response (n,)."""
-    X, offset, weights = (np.asarray(v) for v in (made.X, made.offset, made.weights))
-
-    def weighted(rows: slice) -> np.ndarray:
-        return np.sqrt(weights[rows, None]) * np.column_stack([X[rows], y[rows] - offset[rows]])
-
-    last = np.abs(triangle(made.n, weighted)[:, -1])  # of y: along the columns of X, and what is left
-    if last[-1] <= EXACT * np.linalg.norm(last):
-        raise DataError(
-            f"response {frame.response_name} is fitted exactly by the fixed effects (a constant response is): no "
-            "variance is left to estimate"
-        )
-
-
-def check_response(model: MixedModel, y: np.ndarray) -> None:
-    """Raise DataError if the fixed effects fit another response (n,) of the same model exactly."""
-    _refuse_exact(model._design, y, model._data)
-
-
 @entry
-def refit_ml(model: MixedModel) -> MixedModel:
-    """See `MixedModel.refit_ml`."""
-    spec = model._spec
-    if not spec.REML:
-        return model
-    problem = model._problem
-    assert isinstance(problem, LinearProblem)
-    return fit_problem(replace(spec, REML=False), model._data, problem.with_criterion(False), None)
+def _refit(model: MixedModel, newresp: Any) -> MixedModel:
+    """See `MixedModel.refit`."""
+    y = new_response(model, newresp)
+    refuse_exact(model._design, y, model._data)
+    return fit_problem(model._spec, replace(model._data, y=y), model._problem.with_rows("y", y), None)
+
+
+def _update(model: MixedModel, formula: str | None, changes: dict[str, Any]) -> MixedModel:
+    """See `MixedModel.update`."""
+    return lmer(**{"REML": model._spec.REML, **updated(model, formula, changes, lmer)})
+
+
+ENTRY = Entry(_refit, _update, fit_problem)

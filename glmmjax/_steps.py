@@ -11,6 +11,8 @@ optimizeGlmer, mkMerMod. Source: Bates et al. 2015, J. Stat. Softw. 67(1), secti
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import array, checked, mapping
-from ._errors import ConvergenceWarning, warn
+from ._errors import ConvergenceWarning, DataError, warn
 from .compiling.devices import on, several
 from .compiling.entry import entry
 from .families import Family
@@ -26,6 +28,9 @@ from .fit.control import unknown_argument
 from .fit.glmm import GeneralisedProblem
 from .fit.lmm import LinearProblem
 from .fit.problem import Estimates, Problem, Start, estimate, estimate_at
+from .formula.frame import refuse_constant
+from .formula.parse import update as update_formula
+from .inference.simulate import as_response
 from .model.design import Design
 from .results import MixedModel, ModelSpec, theta_names
 
@@ -273,6 +278,33 @@ def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[
     """`fit` of a problem that is there already, in the caller's context: for refits, which compile nothing."""
     deviance = DevianceFunction(ModelSetup(spec, data, problem.original), problem)
     return make_model(deviance, optimise(deviance, start))
+
+
+def new_response(model: MixedModel, newresp: Any) -> np.ndarray:
+    """Another response (n,) of a model, as `MixedModel.refit` takes it.
+
+    Raises:
+        DataError: missing or infinite values, a constant.
+    """
+    frame = model._data
+    y = np.ascontiguousarray(as_response(model, newresp), float)
+    if not np.isfinite(y).all():
+        raise DataError("the new response has missing or infinite values; refit needs one value per row of the fit")
+    refuse_constant(y, frame.response_kind, frame.response_name, frame.response_levels)
+    return y
+
+
+def updated(
+    model: MixedModel, formula: str | None, changes: dict[str, Any], entry: Callable[..., Any]
+) -> dict[str, Any]:
+    """Arguments of `entry` for `MixedModel.update`."""
+    spec = model._spec
+    known = [*inspect.signature(entry).parameters]
+    for name in changes:
+        if name not in known:
+            raise unknown_argument(name, known, "update")
+    new = spec.formula if formula is None else str(update_formula(spec.formula, formula))
+    return {"formula": new, "control": spec.control, **spec.arguments, **changes}
 
 
 def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> dict[str, np.ndarray]:

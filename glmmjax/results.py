@@ -6,7 +6,7 @@ What is asked of it beyond that is written in `inference`, a module to a questio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from .compiling.entry import entry
 from .families import Family
 from .fit.control import Control
 from .fit.glmm import GeneralisedProblem, scale_design
+from .fit.lmm import LinearProblem
 from .fit.problem import Estimates, FitStats, Problem, Scaling
 from .inference.varcorr import VarCorr as VarCorr
 from .inference.varcorr import VarCorrBlock as VarCorrBlock
@@ -42,6 +43,20 @@ _pieces = jax.jit(pieces, static_argnames=("family", "hessian"))
 
 
 @dataclass(frozen=True)
+class Entry:
+    """How the function that fitted a model fits again: a model knows this, and not who made it.
+
+    Attributes:
+        refit: of (model, response). update: of (model, formula or None, changed arguments).
+        fit: of (spec, frame, problem, start or None), for a problem that is there already.
+    """
+
+    refit: Callable[[MixedModel, Any], MixedModel]
+    update: Callable[[MixedModel, str | None, dict[str, Any]], MixedModel]
+    fit: Callable[[ModelSpec, ModelData, Problem, dict[str, np.ndarray] | None], MixedModel]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What was asked for: enough to fit the same model to another response."""
 
@@ -53,6 +68,7 @@ class ModelSpec:
     weights_label: str | None
     offset_label: str | None
     arguments: dict[str, Any]
+    entry: Entry
     #: whether a linear mixed model was fitted by REML; None for a generalised one
     REML: bool | None = None
 
@@ -526,25 +542,21 @@ class MixedModel:
             DataError: what a fit to this response would refuse: another length, missing values, a constant, values that
                 the family cannot have, a response that the fixed effects of a linear model fit exactly.
         """
-        from ._glmer import refit
-
-        return refit(self, newresp)
+        return self._spec.entry.refit(self, newresp)
 
     refit_many = Method(lambda: inference.bootstrap.refit_many)
 
+    @entry
     def refit_ml(self) -> MixedModel:
         """The linear model fitted by maximum likelihood (itself if it was); no recompilation (lme4's refitML)."""
-        if not self.is_linear:
+        if not isinstance(self._problem, LinearProblem) or not self.REML:
             return self
-        from ._lmer import refit_ml
-
-        return refit_ml(self)
+        spec = replace(self._spec, REML=False)
+        return spec.entry.fit(spec, self._data, self._problem.with_criterion(False), None)
 
     def update(self, formula: str, **changes: Any) -> MixedModel:
         """Refit with a changed formula (``". ~ . + (1 | obs)"``) or changed arguments."""
-        from ._glmer import update
-
-        return update(self, formula, changes)
+        return self._spec.entry.update(self, formula, changes)
 
     # ---- printing ----------------------------------------------------------------------------------
     def summary(self, correlation: bool | None = None, ddf: str | None = None) -> Summary:

@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import counted
 from helpers import assert_close, fd_gradient, load_data
 from scipy.optimize import minimize
-from test_compilation import counted
 
 import glmmjax as gj
 

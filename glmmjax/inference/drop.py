@@ -196,11 +196,10 @@ def _refitted(model: MixedModel, terms: Terms, codes: list[int], label: str) -> 
 @entry
 def _from_estimates(model: MixedModel, frame: ModelData, spec: ModelSpec) -> MixedModel:
     """The fit of a frame of the same rows, from the model's estimates."""
-    from .._glmer import frame_design
-    from .._steps import fit_problem
     from ..fit.glmm import GeneralisedProblem
     from ..fit.lmm import LinearProblem
     from ..fit.problem import Problem
+    from ..model.frames import frame_design
 
     design, control = frame_design(frame), spec.control
     start = {"theta": model.theta}
@@ -213,4 +212,4 @@ def _from_estimates(model: MixedModel, frame: ModelData, spec: ModelSpec) -> Mix
         if len(spec.family.phi_names):
             start["phi"] = model.phi.to_numpy()
         problem = GeneralisedProblem(design, spec.family, spec.nAGQ, spec.hessian, control.exact)
-    return fit_problem(spec, frame, problem, start)
+    return spec.entry.fit(spec, frame, problem, start)

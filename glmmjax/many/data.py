@@ -31,6 +31,7 @@ from ..formula.syntax import Binary, Call, Name, Node, Num, Paren, Unary, base_n
 from ..model.buckets import sized
 from ..model.covariance import Unstructured
 from ..model.design import Design, Term
+from ..model.frames import make_design, make_linear_design
 
 #: A grid may have this many times the cells that the rows need.
 MAX_WASTE = 1.6
@@ -130,12 +131,8 @@ def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
 def check(frame: ModelData, family: Family) -> None:
     """Raise what `glmer` or `lmer` would raise of a dataset's model frame."""
     if isinstance(family, Gaussian):
-        from .._lmer import checked_design
-
-        checked_design(frame)
+        make_linear_design(frame)
     else:
-        from .._glmer import make_design
-
         make_design(frame, family)
 
 

@@ -19,7 +19,6 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import DataError
-from .._glmer import split_message
 from ..compiling.devices import devices_of
 from ..compiling.digest import digest
 from ..compiling.entry import entry
@@ -34,6 +33,7 @@ from ..formula.columns import Table, pandas_frame, plain, rows_of
 from ..formula.frame import build
 from ..formula.parse import parse
 from ..formula.syntax import quote_name
+from ..model.frames import split_message
 from ..objective.laplace import resolve_hessian
 from ..objective.quadrature import check_nodes
 from ..report.progress import counter, progress

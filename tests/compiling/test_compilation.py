@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import counted
 from helpers import assert_close, load_data
 
 import glmmjax as gj
@@ -24,31 +24,6 @@ from glmmjax.fit import glmm, lmm
 from glmmjax.model.buckets import Bucket
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
-TRACED = "/jax/core/compile/jaxpr_trace_duration"
-LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
-_counts: dict[str, int] = {TRACED: 0, LOWERED: 0}
-
-
-def _listen(event: str, duration: float, **_: Any) -> None:
-    if event in _counts:
-        _counts[event] += 1
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)
-
-
-class Count:
-    traces = 0
-    programs = 0
-
-
-@contextmanager
-def counted() -> Iterator[Count]:
-    """Functions traced and programs lowered (compiled, or fetched from the cache) inside."""
-    before, count = dict(_counts), Count()
-    yield count
-    count.traces = _counts[TRACED] - before[TRACED]
-    count.programs = _counts[LOWERED] - before[LOWERED]
 
 
 def test_the_counter_counts() -> None:
