@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -20,7 +19,7 @@ from ._arguments import checked
 from ._errors import NotSupportedError as NotSupportedError
 from ._methods import Method
 from .compiling.entry import entry
-from .families import Family
+from .families import Family, log_of
 from .fit.control import Control
 from .fit.glmm import GeneralisedProblem, scale_design
 from .fit.lmm import LinearProblem
@@ -28,9 +27,8 @@ from .fit.problem import Estimates, FitStats, Problem, Scaling
 from .inference.varcorr import VarCorr as VarCorr
 from .inference.varcorr import VarCorrBlock as VarCorrBlock
 from .model.design import Design
-from .objective.laplace import log_density_constant, pieces, working_weights
+from .objective.laplace import pieces, working_weights
 from .objective.pirls import Blocked, Parameters
-from .objective.quadrature import marginal
 
 if TYPE_CHECKING:
     from .formula.model_data import ModelData
@@ -502,31 +500,25 @@ class MixedModel:
     devcomp = Method(lambda: inference.getme.devcomp)
     getME = Method(lambda: inference.getme.get_me)
 
+    @entry
     def deviance_function(self) -> Callable[..., float]:
         """lme4's as.function: (theta, beta) -> minus twice the log-likelihood of this model and data.
 
         For a linear model it is theta -> what was minimised, beta and sigma profiled out.
         """
-        if self.is_linear:
-            from .objective.pls import lmm_deviance
-
-            criterion = jax.jit(partial(lmm_deviance, REML=self.REML))
-
-            @entry
-            def profiled(theta: Any) -> float:
-                return float(criterion(jnp.asarray(theta, float), self._design))
-
-            return profiled
-        start = tuple(np.asarray(u) for u in self._estimates.u)
-        phi = self._estimates.phi
+        problem, log_phi = self._problem, log_of(self._estimates.phi)
+        if problem.joint and not self.is_linear:  # of beta, too, which nAGQ = 0 has no function of
+            problem = GeneralisedProblem(self._design, self.family, 1, self._spec.hessian)
+        begin, J = problem.start({}), problem.scaling.jacobian(problem.joint)
 
         @entry
-        def deviance(theta: Any, beta: Any) -> float:
-            params = Parameters(jnp.asarray(theta, float), jnp.asarray(beta, float), jnp.asarray(phi))
-            value, _ = _marginal(params, self._design, self.family, start, self._spec.hessian, max(self.nAGQ, 1))
-            return float(value + log_density_constant(self._design, self.family))
+        def at(*parts: Any) -> float:
+            x = np.concatenate([np.asarray(part, float).reshape(-1) for part in parts])
+            return float(problem.evaluate(J @ x, begin.carry, begin.constant)[0])
 
-        return deviance
+        if self.is_linear:
+            return lambda theta: at(theta)
+        return lambda theta, beta: at(theta, beta, log_phi)
 
     # ---- refits ------------------------------------------------------------------------------------
     def refit(self, newresp: Any) -> MixedModel:
@@ -596,9 +588,6 @@ def theta_names(design: Design, data: ModelData) -> list[str]:
     for term, labels in zip(design.terms, data.terms, strict=True):
         names += term.structure.theta_names(labels.group, labels.names)
     return names
-
-
-_marginal = jax.jit(marginal, static_argnames=("family", "hessian", "nAGQ"))
 
 
 def _symmetric_inverse(A: np.ndarray) -> np.ndarray:
