@@ -20,6 +20,8 @@ import pytest
 from scipy import special
 
 from glmmjax import datasets
+from glmmjax.objective import laplace
+from glmmjax.objective.pirls import parameters, zero_u
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "tests" / "reference"
@@ -348,3 +350,12 @@ class DenseLaplace:
         t = np.size(theta)
         H = fd6(lambda x: self.gradient(x[:t], x[t:]), np.concatenate([theta, beta]), steps)
         return 0.5 * (H + H.T)
+
+
+# -------------------- nAGQ = 0
+def laplace_joint(theta: Any, design: Any, family: Any, beta0: Any, phi: Any = None) -> tuple[Any, Any]:
+    """The Laplace deviance at (theta, beta~, u~), the joint penalised mode, and beta~ (p,); beta0 (p,) is a start."""
+    params = parameters(theta, beta0, family, phi)
+    u0 = zero_u(design, params.beta.dtype)
+    value, at = laplace.laplace(params, design, family, u0, laplace.resolve_hessian(None, family), joint=True)
+    return value + laplace.log_density_constant(design, family), at.beta

@@ -202,8 +202,9 @@ SAID = {
 }  # fmt: skip
 
 
-def test_every_argument_is_used_or_refused() -> None:
+def test_every_argument_is_used_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An odd value ends in a sentence of the package that names the argument, not in NumPy's, Python's or JAX's."""
+    monkeypatch.chdir(tmp_path)  # an odd name may be that of a file
     every = functions()
     wrong = []
     for name, argument, kind in cases():

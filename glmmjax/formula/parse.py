@@ -434,12 +434,3 @@ def simplify(formula: Formula) -> Formula:
         text = " + ".join(parts) if terms.labels or len(parts) > len(terms.offsets) else " + ".join(["1", *parts])
     lhs = "" if formula.response is None else deparse(formula.response)
     return parse(f"{lhs} ~ {text}".strip())
-
-
-def is_nested(a: Any, b: Any) -> bool:
-    """Whether each level of `a` occurs within one level of `b` only (two arrays of equal length)."""
-    left, right = list(a), list(b)
-    if len(left) != len(right):
-        raise ValueError(f"the two factors differ in length: {len(left)} and {len(right)}")
-    seen: dict[Any, Any] = {}
-    return all(seen.setdefault(x, y) == y for x, y in zip(left, right, strict=True))

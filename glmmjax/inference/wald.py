@@ -48,7 +48,7 @@ def wald(L: np.ndarray, excess: np.ndarray, V: np.ndarray) -> tuple[float, int]:
     """
     if not len(L):
         return float("nan"), 0
-    basis = _independent_rows(L, excess)
+    basis = _independent_rows(L)
     if not np.isfinite(V).all():
         return float("nan"), len(basis)
     inner, rest = basis @ L, basis @ excess
@@ -61,7 +61,7 @@ def wald(L: np.ndarray, excess: np.ndarray, V: np.ndarray) -> tuple[float, int]:
     return float(np.square(np.linalg.solve(half, rest / scale)).sum()), len(basis)
 
 
-def _independent_rows(L: np.ndarray, excess: np.ndarray) -> np.ndarray:
+def _independent_rows(L: np.ndarray) -> np.ndarray:
     """(rank, r) combinations of the rows of L that are independent."""
     size = np.linalg.norm(L, axis=1)
     if len(L) == 1:
@@ -173,7 +173,7 @@ def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None)
         target = np.broadcast_to(np.asarray(rhs, float), len(matrix)).copy()
     except ValueError:
         raise ValueError(f"rhs must be a number or one for each of the {len(matrix)} hypotheses") from None
-    basis = _independent_rows(matrix, target)
+    basis = _independent_rows(matrix)
     inner = basis @ matrix
     implied = matrix @ np.linalg.lstsq(inner, basis @ target, rcond=None)[0]
     if not np.allclose(implied, target, rtol=1e-8, atol=1e-8 * max(1.0, float(np.abs(target).max()))):

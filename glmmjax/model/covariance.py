@@ -191,11 +191,6 @@ def cov_to_sdcor(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sd, corr
 
 
-def sdcor_to_cov(sd: np.ndarray, corr: np.ndarray) -> np.ndarray:
-    """Standard deviations (k,) and correlations (k, k) -> covariance (k, k)."""
-    return corr * np.outer(sd, sd)
-
-
 def _cholesky(cov: Any) -> Any:
     """Lower T with T T' = cov; small ones column by column, which needs no LAPACK (see `_linalg.one_inverse`)."""
     lib, k = _library(cov), cov.shape[0]

@@ -197,14 +197,3 @@ def laplace_deviance(
     params = parameters(theta, beta, family, phi, design)
     value, _ = laplace(params, design, family, zero_u(design, params.beta.dtype), resolve_hessian(hessian, family))
     return value + log_density_constant(design, family)
-
-
-def laplace_joint(theta: Any, design: Design, family: Family, beta0: Any, phi: Any = None) -> tuple[Array, Array]:
-    """nAGQ = 0: the Laplace deviance at (theta, beta~, u~), the joint penalised mode, and beta~ (p,).
-
-    beta0 (p,) is where the joint PIRLS starts.
-    """
-    params = parameters(theta, beta0, family, phi)
-    u0 = zero_u(design, params.beta.dtype)
-    value, at = laplace(params, design, family, u0, resolve_hessian(None, family), joint=True)
-    return value + log_density_constant(design, family), at.beta

@@ -7,13 +7,12 @@ import inspect
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from glmmjax._errors import FormulaError
 from glmmjax.formula import functions, syntax, terms
 from glmmjax.formula import parse as _parse
-from glmmjax.formula.parse import is_nested, parse, update
+from glmmjax.formula.parse import parse, update
 from glmmjax.formula.syntax import Binary, Name, Num, Parser, Unary, deparse, format_number, strip_parens
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "model_matrix.json").read_text())
@@ -176,14 +175,6 @@ def test_update_keeps_bars_apart():
     assert str(update("y ~ a + offset(o)", "~ . - offset(o)")) == "y ~ a"  # R leaves the offset
     with pytest.raises(FormulaError, match="needs a '~'"):
         update("y ~ x", "+ z")
-
-
-def test_is_nested():
-    assert is_nested(["a1", "a2", "b1", "a1"], ["a", "a", "b", "a"])
-    assert not is_nested(["u", "u"], ["a", "b"])
-    assert not is_nested(np.array(["a", "a", "b", "a"]), np.array(["a1", "a2", "b1", "a1"]))
-    with pytest.raises(ValueError, match="differ in length: 2 and 3"):
-        is_nested([1, 2], [1, 2, 3])
 
 
 def test_the_factor_of_contrasts_is_found_wherever_it_stands():

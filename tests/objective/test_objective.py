@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DenseLaplace, assert_close, fd6, load_data
+from helpers import DenseLaplace, assert_close, fd6, laplace_joint, load_data
 from scipy import stats
 
 import glmmjax as gj
 from glmmjax import families
 from glmmjax.objective import pirls
-from glmmjax.objective.laplace import laplace_joint
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 THETA, BETA = np.array([0.642261482]), np.array([-1.3985321, -0.9923328, -1.1286721, -1.5803139])

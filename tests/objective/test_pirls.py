@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DenseLaplace, assert_close, fd6, load_data
+from helpers import DenseLaplace, assert_close, fd6, laplace_joint, load_data
 from scipy import optimize
 
 import glmmjax as gj
 from glmmjax.objective import pirls as _pirls
-from glmmjax.objective.laplace import laplace_joint
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 CM4 = "use ~ age * ch + I(age^2) + urban + (urban | district)"
