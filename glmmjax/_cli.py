@@ -169,7 +169,7 @@ def _fit(args: argparse.Namespace) -> None:
     import glmmjax as gj
     from glmmjax import _ahead, _steps
 
-    linear = isinstance(gj.families.get(family), gj.families.Gaussian)
+    linear = gj.families.get(family).linear
     if not linear and (args.REML is not None or args.ddf is not None):
         raise ValueError("--REML and --ddf are for linear mixed models: add --family gaussian")
     with warnings.catch_warnings(record=True) as caught:

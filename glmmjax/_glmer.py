@@ -11,7 +11,7 @@ import numpy as np
 from ._arguments import checked
 from ._steps import ModelSetup, fit, fit_problem, new_response, updated
 from .compiling.entry import entry
-from .families import Family, Gaussian
+from .families import Family
 from .families import get as get_family
 from .fit.control import Control, as_control, unknown_argument
 from .formula.frame import build
@@ -105,7 +105,7 @@ def glmer_setup(
     """
     control = as_control(control)
     family = get_family(family)
-    if isinstance(family, Gaussian):
+    if family.linear:
         from ._lmer import lmer_setup
 
         _check_nAGQ(nAGQ)

@@ -17,7 +17,6 @@ import pandas as pd
 
 from ._arguments import checked, is_model, models_by_name, text
 from ._errors import NotSupportedError
-from .families import Binomial, Custom, NegativeBinomial, Poisson
 from .inference.unpooled import unpooled
 from .report.panels import (
     COLOURS,
@@ -205,7 +204,7 @@ def residuals_qq(
     from scipy.special import betaincinv, ndtri
 
     if type is None:
-        type = "pearson" if model.is_linear else "response" if isinstance(model.family, Custom) else "quantile"
+        type = "pearson" if model.is_linear else "response" if model.family.discrete is None else "quantile"
     if type == "quantile":
         values, y_label = model.residuals(type, seed=seed), "quantile residual"
     else:
@@ -575,9 +574,7 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
     data = pd.DataFrame({"n": n, "weight": weight, "fitted": fitted, "observed": observed})
     data["lower"], data["upper"] = fitted - half * spread, fitted + half * spread
     data = data[data["n"] > 0].reset_index(drop=True)
-    counts = isinstance(model.family, Poisson | NegativeBinomial)
-    if counts or isinstance(model.family, Binomial):
-        data[["lower", "upper"]] = data[["lower", "upper"]].clip(0.0, None if counts else 1.0)
+    data[["lower", "upper"]] = data[["lower", "upper"]].clip(*model.family.support)
     panel = panels(ax, 1, (5.2, 4.4))[0]
     ends = [min(data["fitted"].min(), data["observed"].min()), max(data["fitted"].max(), data["observed"].max())]
     panel.plot(ends, ends, color=REFERENCE, linewidth=0.8, linestyle="--")
@@ -589,13 +586,17 @@ def observed_fitted(model: MixedModel, bins: int = 10, level: float = 0.95, ax: 
         )
     panel.margins(y=0.08)
     note = ""
-    if counts:  # a linear axis would crowd most bins near zero
+    if _counts(model):  # a linear axis would crowd most bins near zero
         scale = (lambda v: np.sign(v) * np.sqrt(np.abs(v)), lambda v: np.sign(v) * np.square(v))
         panel.set_xscale("function", functions=scale)
         panel.set_yscale("function", functions=scale)
         note = " (square-root axis)"
     name_axes(panel, f"mean of fitted values{note}", f"mean of observations{note}", "Calibration, with rows per bin")
     return panel.figure, data
+
+
+def _counts(model: MixedModel) -> bool:
+    return bool(model.family.discrete) and not model.family.trials
 
 
 @checked()
@@ -618,16 +619,16 @@ def rootogram(model: MixedModel, max_count: int | None = None, ax: Any = None) -
 
     Source: Kleiber & Zeileis 2016, Am. Stat. 70(3).
     """
-    if not isinstance(model.family, Poisson | NegativeBinomial):
-        also = "; observed_fitted() draws proportions" if isinstance(model.family, Binomial) else ""
+    if not _counts(model):
+        also = "; observed_fitted() draws proportions" if model.family.trials else ""
         raise NotSupportedError(f"a rootogram is of Poisson or negative binomial counts, not {model.family}{also}")
-    from .inference.summaries import count_distribution
+    from .inference.summaries import distribution
 
-    distribution = count_distribution(model)
+    given = distribution(model)
     y = np.rint(np.asarray(model._design.y)).astype(int)
     top = int(y.max()) if max_count is None else max_count
     counts = np.arange(top + 1)
-    expected = np.array([distribution.pmf(k).sum() for k in counts])
+    expected = np.array([given.pmf(k).sum() for k in counts])
     observed = np.bincount(y[y <= top], minlength=top + 1)
     data = pd.DataFrame({"count": counts, "observed": observed, "expected": expected})
     panel = panels(ax, 1, (6.0, 4.0))[0]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import DenseLaplace, assert_close, fixed_params, load_data, reference_model
 from scipy import special, stats
 
 import glmmjax as gj
 from glmmjax import families, links
-from glmmjax.families import NegativeBinomial
+from glmmjax._errors import NotSupportedError
+from glmmjax.families import Family, NegativeBinomial
+from glmmjax.links import Link
 
 PAIRS = [
     *(("binomial", link) for link in families.Binomial.links_offered),
@@ -287,7 +291,7 @@ def test_estimated_negative_binomial() -> None:
 
 
 def test_negative_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="theta must be > 0, got -1"):
+    with pytest.raises(ValueError, match="theta must be positive, got -1"):
         NegativeBinomial(-1.0)
 
 
@@ -456,3 +460,49 @@ def test_poisson_user_link_out_of_range_is_a_step_not_a_number() -> None:
     value = family.kernel(jnp.array([2.0]), jnp.array([-1.0]), jnp.ones(1), jnp.zeros(0))
     assert float(value[0]) == -np.inf
     assert special.gammaln(3.0) == pytest.approx(-float(family.constant(jnp.array([2.0]), jnp.ones(1))[0]), rel=1e-14)
+
+
+@dataclass(frozen=True)
+class Waiting(Family):
+    """Exponential waiting times: a family of this file, which no other file knows."""
+
+    link: Link = links.log
+    name: ClassVar[str] = "exponential"
+    discrete: ClassVar[bool | None] = False
+    support: ClassVar[tuple[float, float]] = (0.0, np.inf)
+    links_offered: ClassVar[tuple[str, ...]] = ("log",)
+
+    def kernel(self, y, eta, weights, phi):
+        return -weights * (y * jnp.exp(-eta) + eta)
+
+    def variance(self, mu, phi):
+        return mu**2
+
+    def deviance_contribution(self, y, mu, weights, phi):
+        return 2.0 * weights * (y / mu - 1.0 - jnp.log(y / mu))
+
+    def simulate(self, rng, eta, weights, phi, sigma=1.0):
+        return rng.exponential(self._mean_within(eta))
+
+    def distribution(self, mu, weights, phi):
+        return stats.expon(scale=mu)
+
+    def latent_variance(self, mean, phi, sigma):
+        return np.log(2.0)
+
+
+def test_what_is_asked_of_a_family_is_asked_of_its_object() -> None:
+    rng = np.random.default_rng(20261125)
+    d = pd.DataFrame({"g": np.repeat(np.arange(15), 8), "x": rng.normal(size=120)})
+    d["y"] = np.ceil(rng.exponential(np.exp(2.0 + 0.3 * d["x"] + 0.5 * rng.normal(size=15)[d["g"]])))
+    m = gj.glmer("y ~ x + (1 | g)", d, Waiting())
+    mu = np.asarray(m.fitted)
+    assert_close(np.asarray(m.residuals("quantile")), stats.norm.ppf(-np.expm1(-d["y"] / mu)), rtol=1e-10)
+    shares = m.theta[0] ** 2 / (m.theta[0] ** 2 + np.log(2.0))
+    assert float(m.icc()["adjusted"]) == pytest.approx(float(shares), rel=1e-10)
+    assert (gj.plots.observed_fitted(m)[1]["lower"] >= 0.0).all()
+    with pytest.raises(NotSupportedError, match="rootogram is of Poisson"):
+        gj.plots.rootogram(m)
+    assert (m.simulate(2, seed=1).to_numpy() > 0.0).all()
+    with pytest.raises(ValueError, match="one gives the response probabilities, the other a density"):
+        gj.anova(m, gj.glmer("y ~ x + (1 | g)", d, "poisson"))

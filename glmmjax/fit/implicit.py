@@ -28,7 +28,7 @@ from .._arguments import checked, counted, named_starts, positive, setting
 from .._errors import DataError
 from ..compiling.precision import own_settings
 from ..compiling.programs import make_room_at_times
-from ..families import Family, Gaussian, dispersions, most_log_phi
+from ..families import Family, dispersions, most_log_phi
 from ..families import get as get_family
 from ..model.basis import scale_traced
 from ..model.covariance import settle
@@ -194,7 +194,7 @@ def _kind(design: Any, family: Family, nAGQ: int, REML: bool, hessian: str | Non
     if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
         raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
     curvature = resolve_hessian(hessian, family)
-    if isinstance(family, Gaussian):
+    if family.linear:
         return Linear(bool(REML), design.terms, False)
     if nAGQ > 1:
         check_nodes(int(nAGQ), [z.shape[-1] for z in design.z])

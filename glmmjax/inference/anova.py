@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..results import MixedModel
 
 #: Families whose responses have probabilities, and those with densities: likelihoods do not compare between the two.
-DISCRETE = frozenset({"binomial", "poisson", "negative.binomial"})
-CONTINUOUS = frozenset({"gaussian", "Gamma", "inverse.gaussian", "beta"})
 REFITTED = "refitting model(s) with ML (instead of REML)"
 
 
@@ -224,8 +222,7 @@ def check_comparable(models: list[MixedModel]) -> None:
             raise ValueError(
                 "the models were fitted with expected and with observed curvature: fit all with one hessian"
             )
-        kinds = {m.family.name, first.family.name}
-        if kinds & DISCRETE and kinds & CONTINUOUS:
+        if {m.family.discrete, first.family.discrete} == {True, False}:
             raise ValueError(
                 f"the families {first.family.name} and {m.family.name} are not comparable: one gives the response "
                 "probabilities, the other a density"

@@ -12,7 +12,7 @@ import pandas as pd
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
-from ..families import Binomial, Family, Gaussian
+from ..families import Family
 from ..families import get as get_family
 from ..fit.control import unknown_argument
 from ..formula.columns import Table, label_of, plain
@@ -127,7 +127,7 @@ def as_response(model: MixedModel, newresp: Any) -> np.ndarray:
     """A new response on the scale of the design's y; the rule of `MixedModel.refit`."""
     data, design = model._data, model._design
     values = plain(data.on_rows(newresp, "the new response"), "the new response")
-    binomial = isinstance(model.family, Binomial) or data.response_kind == "cbind"
+    binomial = bool(model.family.trials) or data.response_kind == "cbind"
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape != (data.nobs,) and not (binomial and values.shape == (data.nobs, 2)):
@@ -247,7 +247,7 @@ def simulate(
     )
     n = frame.nobs
     w = np.ones(n) if frame.weights is None else frame.weights
-    if isinstance(response, Call) and base_name(response.func) == "cbind" and isinstance(family, Binomial):
+    if isinstance(response, Call) and base_name(response.func) == "cbind" and family.trials:
         if all(name in table for name in names_in(response)):
             parts = response_of(frame._evaluator(table), response)
             assert parts.other is not None
@@ -293,7 +293,7 @@ def _names(frame: ModelData, family: Family) -> dict[str, list[str]]:
     for t in frame.terms:
         theta_names += Unstructured(len(t.names)).theta_names(t.group, t.names)
     needed = {"beta": list(frame.x_names), "theta": theta_names}
-    if isinstance(family, Gaussian):
+    if family.linear:
         needed["sigma"] = ["sigma"]
     if family.phi_names:
         needed["phi"] = list(family.phi_names)

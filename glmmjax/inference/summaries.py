@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from .._errors import NotSupportedError
-from ..families import Binomial, Gaussian, NegativeBinomial, Poisson
 from ..fit.problem import block_diagonal
 from ..formula.syntax import deparse
 
@@ -75,23 +74,16 @@ def _random_variance(model: MixedModel) -> tuple[float, float]:
 
 
 def _distribution_variance(model: MixedModel, null: MixedModel | None) -> float:
-    family, link = model.family, model.family.link.name
-    if isinstance(family, Gaussian):
-        return model.sigma**2
-    if isinstance(family, Binomial):
-        by_link = {"logit": np.pi**2 / 3.0, "probit": 1.0, "cloglog": np.pi**2 / 6.0}
-        if link in by_link:
-            return by_link[link]
-    elif isinstance(family, Poisson) and link == "sqrt":
-        return 0.25
-    elif isinstance(family, Poisson | NegativeBinomial) and link == "log":
-        mean = _marginal_mean(model if null is None else null, refit=null is None)
-        extra = 1.0 / float(family.shape(model._estimates.phi)) if isinstance(family, NegativeBinomial) else 0.0
-        return float(np.log1p(1.0 / mean + extra))
-    raise NotSupportedError(
-        f"family {family} has no distribution variance on the link scale here; ICC and R2 are for gaussian, "
-        "binomial (logit, probit, cloglog), Poisson (log, sqrt) and negative binomial (log) models"
-    )
+    def mean() -> float:
+        return _marginal_mean(model if null is None else null, refit=null is None)
+
+    value = model.family.latent_variance(mean, model._estimates.phi, model.sigma)
+    if value is None:
+        raise NotSupportedError(
+            f"family {model.family} has no distribution variance on the link scale here; ICC and R2 are for gaussian, "
+            "binomial (logit, probit, cloglog), Poisson (log, sqrt) and negative binomial (log) models"
+        )
+    return value
 
 
 def _marginal_mean(model: MixedModel, refit: bool) -> float:
@@ -149,52 +141,33 @@ def r2(model: MixedModel, null: MixedModel | None = None) -> pd.Series:
 
 
 # ---- residuals -------------------------------------------------------------------------------------
-def count_distribution(model: MixedModel) -> Any:
-    """Frozen scipy.stats distribution of the n counts (successes for the binomial) given the modes.
+def distribution(model: MixedModel) -> Any:
+    """Frozen scipy.stats distribution of the n responses (successes for the binomial) given the modes.
 
     Raises:
         NotSupportedError: a user's family, which has a density and no distribution function, or weights that
             multiply the log density.
     """
-    from scipy import stats
-
-    family, mu = model.family, model._moments[0]
-    weights = np.asarray(model._design.weights)
-    if isinstance(family, Binomial):
-        return stats.binom(np.rint(weights), mu)
-    if isinstance(family, Poisson | NegativeBinomial):
-        if (weights != 1.0).any():
-            raise NotSupportedError(
-                f"weights multiply the log density of the {family.name} family, so that the counts have no distribution"
-            )
-        if isinstance(family, Poisson):
-            return stats.poisson(mu)
-        shape = float(family.shape(model._estimates.phi))
-        if shape > 1e8 * max(1.0, float(mu.max())):  # nothing is left of the difference, and 1 - p would round
-            return stats.poisson(mu)
-        return stats.nbinom(shape, shape / (shape + mu))
-    raise NotSupportedError(
-        f"family {family.name} is known by its log density alone, without the distribution function that this needs"
-    )
+    return model.family.distribution(model._moments[0], np.asarray(model._design.weights), model._estimates.phi)
 
 
 def quantile_residuals(model: MixedModel, seed: int) -> np.ndarray:
     """(n,) Phi^-1 of a uniform draw between F(y-) and F(y); standard normal where the model holds."""
-    y, mu, weights = np.asarray(model._design.y), model._moments[0], np.asarray(model._design.weights)
-    if isinstance(model.family, Gaussian):
-        return (y - mu) * np.sqrt(weights) / model.sigma
+    y, weights, family = np.asarray(model._design.y), np.asarray(model._design.weights), model.family
+    if family.linear:
+        return (y - model._moments[0]) * np.sqrt(weights) / model.sigma
     from scipy.special import ndtri
 
-    distribution = count_distribution(model)
-    counts = y
-    if isinstance(model.family, Binomial):
-        counts = np.rint(weights * y)
-        if (np.abs(counts - weights * y) > 1e-6 * np.maximum(weights, 1.0)).any():
+    F = distribution(model)
+    if family.trials:
+        y, successes = np.rint(weights * y), weights * y
+        if (np.abs(y - successes) > 1e-6 * np.maximum(weights, 1.0)).any():
             raise NotSupportedError("the numbers of successes are not integers, so that they have no distribution")
+    before = y - 1.0 if family.discrete else y
     draw = np.random.default_rng(seed).random(y.size)
-    low, high = distribution.cdf(counts - 1.0), distribution.cdf(counts)
+    low, high = F.cdf(before), F.cdf(y)
     # in the upper half from the other end: 1 - F keeps its digits where F rounds to 1
-    rest, more = distribution.sf(counts), distribution.sf(counts - 1.0)
+    rest, more = F.sf(y), F.sf(before)
     tiny = np.finfo(float).tiny
     lower = ndtri(np.maximum(low + draw * (high - low), tiny))
     upper = -ndtri(np.maximum(rest + (1.0 - draw) * (more - rest), tiny))

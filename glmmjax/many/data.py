@@ -21,7 +21,7 @@ from .._errors import DataError, FormulaError
 from ..algebra.linalg import Grid
 from ..algebra.symbolic import Plan, make_plan, plan_of_pairs, possible_pairs
 from ..compiling.digest import digest
-from ..families import Family, Gaussian
+from ..families import Family
 from ..formula.columns import Factor, Table, check_ids, missing_column, plain, rows_of
 from ..formula.frame import build
 from ..formula.matrix import independent_columns
@@ -130,7 +130,7 @@ def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
 
 def check(frame: ModelData, family: Family) -> None:
     """Raise what `glmer` or `lmer` would raise of a dataset's model frame."""
-    if isinstance(family, Gaussian):
+    if family.linear:
         make_linear_design(frame)
     else:
         make_design(frame, family)

@@ -23,7 +23,7 @@ from ..compiling.devices import devices_of
 from ..compiling.digest import digest
 from ..compiling.entry import entry
 from ..compiling.precision import x64
-from ..families import Family, Gaussian
+from ..families import Family
 from ..families import get as get_family
 from ..fit import optimise as opt
 from ..fit.batch import Many, fit_block
@@ -134,7 +134,7 @@ def fit_many(
     family, control = get_family(family), as_control(control)
     if isinstance(nAGQ, bool) or not isinstance(nAGQ, (int, np.integer)) or nAGQ < 0:
         raise ValueError(f"nAGQ must be a non-negative integer, got {nAGQ!r}")
-    _refuse_unused(control, isinstance(family, Gaussian))
+    _refuse_unused(control, family.linear)
     model = _Model(str(formula), family, int(nAGQ), resolve_hessian(hessian, family), REML, ddf, control, dtype)
     arguments = {"weights": weights, "offset": offset, "contrasts": contrasts, "na": na}
     source: _Source = _Rows(model, data, by, arguments) if by is not None else _Columns(model, data, y, arguments)
@@ -172,7 +172,7 @@ class _Model:
 
     @property
     def linear(self) -> bool:
-        return isinstance(self.family, Gaussian)
+        return self.family.linear
 
     def kind(self, stack: Stack | Shared) -> Kind:
         """As the engine sees it."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .._errors import DataError
 from ..compiling.digest import digest
-from ..families import Family, Gaussian
+from ..families import Family
 from ..formula.columns import pandas_frame, rows_of
 from ..formula.frame import refuse_one_level
 from ..formula.matrix import independent_columns
@@ -209,7 +209,7 @@ class Shared(Layout):
         gram = gram / size[:, :, None] / size[:, None, :]
         if p and part.size:
             out |= np.linalg.eigvalsh(gram)[:, 0] < 1e-6
-        if isinstance(self._family, Gaussian):
+        if self._family.linear:
             target = np.where(used, y - (0.0 if frame.offset is None else frame.offset), 0.0)
             left = target
             for _ in range(3 if p else 0):  # rounding, and what keeps the matrix from being singular

@@ -33,7 +33,7 @@ def frame_design(frame: ModelData) -> Design:
 def make_design(frame: ModelData, family: Family) -> tuple[Design, list[str]]:
     """Design of a model frame, the response checked against the family; and notes for the user."""
     made = frame_design(frame)
-    if frame.response_kind in ("binary", "cbind") and family.name not in ("binomial", "custom"):
+    if frame.response_kind in ("binary", "cbind") and family.trials is False:
         what = "a two-level factor" if frame.response_kind == "binary" else "cbind(successes, failures)"
         raise DataError(f"response {frame.response_name} is {what}: use family='binomial', not {family.name!r}")
     notes = check_response(frame, made, family)

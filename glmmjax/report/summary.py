@@ -84,7 +84,7 @@ def _cells(model: MixedModel, rows: np.ndarray) -> list[str]:
         codes = data.factor_codes(model._spec.arguments["data"])
     except (DataError, FormulaError, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return []  # the table is another one by now
-    y, counts = np.asarray(model._design.y), model.family.name != "binomial"
+    y, counts = np.asarray(model._design.y), not model.family.trials
     covered, out = np.zeros(rows.size, bool), []
     terms = [[i for i in bits(code) if i in codes] for code in data._fixed.terms.codes]
     for variables in sorted({tuple(t) for t in terms if t}, key=len):
