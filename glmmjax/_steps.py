@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import array, checked, mapping
-from ._errors import ConvergenceWarning, DataError, warn
+from ._errors import ConvergenceWarning, DataError, NotSupportedError, warn
 from .compiling.devices import on, several
 from .compiling.entry import entry
 from .families import Family
@@ -298,6 +298,12 @@ def updated(
     model: MixedModel, formula: str | None, changes: dict[str, Any], entry: Callable[..., Any]
 ) -> dict[str, Any]:
     """Arguments of `entry` for `MixedModel.update`."""
+    for term in model._data.terms:
+        if not isinstance(term.structure, str):
+            raise NotSupportedError(
+                f"the covariance {term.structure} of ({' + '.join(term.names)} | {term.group}) is in the design and "
+                "not in the formula, which is what update changes: make the new model with lmer_setup or glmer_setup"
+            )
     spec = model._spec
     known = [*inspect.signature(entry).parameters]
     for name in changes:

@@ -26,6 +26,7 @@ from .fit.lmm import LinearProblem
 from .fit.problem import Estimates, FitStats, Problem, Scaling
 from .inference.varcorr import VarCorr as VarCorr
 from .inference.varcorr import VarCorrBlock as VarCorrBlock
+from .model.covariance import structure_of
 from .model.design import Design
 from .objective.laplace import pieces, working_weights
 from .objective.pirls import Blocked, Parameters
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from .inference.influence import Sensitivity
     from .report.summary import Summary
 
-SINGULAR_TOLERANCE = 1e-4  # lme4's isSingular
 
 _pieces = jax.jit(pieces, static_argnames=("family", "hessian"))
 
@@ -79,8 +79,13 @@ class MixedModel:
     """
 
     def __init__(self, spec: ModelSpec, data: ModelData, problem: Problem, estimates: Estimates) -> None:
-        self._spec, self._data, self._problem, self._estimates = spec, data, problem, estimates
+        self._spec, self._problem, self._estimates = spec, problem, estimates
         self._design: Design = problem.original
+        pairs = zip(data.terms, self._design.terms, strict=True)
+        if own := {i: d.structure for i, (t, d) in enumerate(pairs) if structure_of(t.label) != d.structure}:
+            terms = [replace(t, structure=own[i]) if i in own else t for i, t in enumerate(data.terms)]
+            data = replace(data, terms=tuple(terms))
+        self._data = data
         self._tables: dict[str, pd.DataFrame] = {}
 
     # ---- estimates ---------------------------------------------------------------------------------
@@ -230,9 +235,9 @@ class MixedModel:
         """The terms whose covariance is singular, as written in the formula; of `||` the columns."""
         texts = self._data.shown_terms
         theta = self._problem.scaling.basis.inner(self._estimates.theta)
-        factors = [t.structure.host_factor(theta[t.theta]) for t in self._design.terms]
-        pairs = zip(factors, texts, strict=True)
-        return list(dict.fromkeys(t for T, t in pairs if (np.abs(np.diag(T)) < SINGULAR_TOLERANCE).any()))
+        pairs = zip(self._design.terms, texts, strict=True)
+        singular = [text for t, text in pairs if t.structure.singular(theta[t.theta])]
+        return list(dict.fromkeys(singular))
 
     @property
     def undetermined(self) -> list[str]:

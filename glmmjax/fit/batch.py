@@ -14,7 +14,6 @@ import numpy as np
 
 from ..families import LOG_PHI_MAX, Family, reported
 from ..model.basis import cancelling_start, scale_many, scale_z
-from ..model.covariance import Unstructured, has_mirror, mirrored, semidefinite_cholesky, undecided
 from ..model.design import Design, Term, off_ridge
 from . import optimise as opt
 from .glmm import impossible
@@ -40,7 +39,6 @@ from .separation import Separation, find, none_for_sure, run_off, settled, stand
 
 #: Restarts from points that are no minima.
 RESTARTS = 4
-SINGULAR = 1e-4
 #: Eigenvalues of a Hessian up to this part of the largest are noise.
 NOISE = 1e-10
 
@@ -276,21 +274,20 @@ def _settle(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], lin
 def _other_signs(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...]) -> tuple[Ends, bool]:
     """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
     t, moved = sum(term.structure.n_theta for term in terms), False
-    for term in filter(lambda term: has_mirror(term.structure), terms):
+    for term in filter(lambda term: term.structure.has_mirror, terms):
         shape = _shape(ends.hessian)
         variance = (
             2.0
             * np.square(shape.units)
             * (np.square(shape.vectors) / np.maximum(shape.values, NOISE)[:, None, :]).sum(-1)
         )
-        open_ = undecided(ends.x[:, :t][:, term.theta], variance[:, :t][:, term.theta], term.structure.k)
+        open_ = term.structure.undecided(ends.x[:, :t][:, term.theta], variance[:, :t][:, term.theta])
         which = np.flatnonzero(open_ & shape.finite & (ends.numbers[:, 2] == opt.CONVERGED))
         if not which.size:
             continue
         x = ends.x[which].copy()
         for row in x:
-            T = term.structure.host_factor(row[:t][term.theta])
-            row[:t][term.theta] = term.structure.theta_of(mirrored(T * term.structure.flip(T)))
+            row[:t][term.theta] = term.structure.mirrored(row[:t][term.theta])
         new = again(which, x, np.stack([safe_inverse(H) for H in ends.hessian[which]]))
         better = new.numbers[:, 0] < ends.numbers[which, 0] - ANOTHER
         ends = _replaced(ends, which, new, better)
@@ -379,16 +376,8 @@ def _settle_singular(
     proposal = theta.copy()
     for term in terms:
         part = proposal[:, term.theta]
-        if term.structure.k == 1:
-            part[np.abs(part) < NEAR_ZERO] = 0.0
-            continue
-        diagonal = term.structure.on_diagonal()
-        for i in np.flatnonzero((np.abs(part[:, diagonal]) < NEAR_ZERO).any(axis=1) & np.isfinite(part).all(axis=1)):
-            T = term.structure.host_factor(part[i])
-            if isinstance(term.structure, Unstructured):
-                T = semidefinite_cholesky(T @ T.T, tol=NEAR_ZERO**2 * 1e-2)
-            T = np.where(np.linalg.norm(T, axis=0) < NEAR_ZERO, 0.0, T)
-            part[i] = term.structure.theta_of(T)
+        near = np.flatnonzero(np.isfinite(part).all(axis=1) & term.structure.singular(part, NEAR_ZERO))
+        part[near] = term.structure.settled(part[near], NEAR_ZERO)
     which = np.flatnonzero((proposal != theta).any(axis=1) & np.isfinite(ends.numbers[:, 0]))
     if not which.size:
         return ends, which
@@ -440,11 +429,7 @@ def judge(
     decrement = np.where(use, decrement, ends.numbers[:, 1])
     theta = (C_inverse @ ends.x[:, :t, None])[..., 0]
     for term in terms:
-        part = theta[:, term.theta]
-        diagonal = term.structure.on_diagonal()
-        for i in np.flatnonzero((part[:, diagonal] <= 0.0).any(axis=1)):
-            T = term.structure.host_factor(part[i])
-            part[i] = term.structure.theta_of(T * term.structure.flip(T))
+        theta[:, term.theta] *= term.structure.flip(theta[:, term.theta])[0]
     theta += 0.0
     if p:
         solve = np.linalg.inv(A)
@@ -481,7 +466,6 @@ def judge(
         vcov[:, np.arange(p), np.arange(p)] = np.where(off, np.inf, np.diagonal(vcov, axis1=1, axis2=2))
     known = (shape.finite & bool(limits.hessian)) | (not outer)
     vcov = np.where(known[:, None, None], vcov, np.nan)
-    on = np.concatenate([term.structure.on_diagonal() for term in terms])
     return Many(
         theta,
         beta,
@@ -491,7 +475,7 @@ def judge(
         vcov,
         df,
         converged,
-        np.asarray((np.abs(ends.x[:, :t][:, on]) < SINGULAR).any(axis=1)),
+        np.any([term.structure.singular(ends.x[:, :t][:, term.theta]) for term in terms], axis=0),
         np.asarray(shape.flat.any(axis=1)),
         status,
         decrement,

@@ -31,7 +31,6 @@ from ..compiling.programs import make_room_at_times
 from ..families import Family, dispersions, most_log_phi
 from ..families import get as get_family
 from ..model.basis import scale_traced
-from ..model.covariance import settle
 from ..model.design import Design, Term, factors, linear_predictor, off_ridge, u_from_blocks
 from ..objective.laplace import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
 from ..objective.pirls import Parameters, is_symbolic_zero, unspool
@@ -298,11 +297,8 @@ def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array, Array]:
 
 def _canonical(theta: Array, terms: tuple[Term, ...]) -> Array:
     """theta with the columns of each factor in lme4's signs."""
-    parts = []
-    for term in terms:
-        T = term.structure.factor(theta[term.theta])
-        parts.append(term.structure.theta_of(T * jax.lax.stop_gradient(term.structure.flip(T))))
-    return jnp.concatenate(parts)
+    signs = [term.structure.flip(theta[term.theta])[0] for term in terms]
+    return theta * jax.lax.stop_gradient(jnp.concatenate(signs))
 
 
 # -------------------- the optimum and its derivative
@@ -404,11 +400,7 @@ optimum.defjvp(_implicit_rule, symbolic_zeros=True)
 
 def _settle(x: Array, terms: tuple[Term, ...]) -> Array:
     """x with columns of T near 0 at exactly 0 and rank-deficient T in lme4's form."""
-    parts = []
-    for term in terms:
-        T = settle(term.structure.factor(x[term.theta]), term.structure, NEAR_ZERO)
-        parts.append(term.structure.theta_of(T))
-    theta = jnp.concatenate(parts)
+    theta = jnp.concatenate([term.structure.settled(x[term.theta], NEAR_ZERO) for term in terms])
     return jnp.concatenate([theta, x[theta.shape[0] :]])
 
 

@@ -245,8 +245,8 @@ def _finish(found: opt.Found, cross: CrossProducts) -> opt.Found:
 
 
 def make_move(terms: tuple[Term, ...], metric: str) -> opt.Move:
-    """Straight steps; those of a search that takes long go around turns of the factors (`Unstructured.moved`)."""
-    if metric != "own" or all(t.structure.n_theta == t.structure.k for t in terms):
+    """Straight steps; those of a search that takes long go around turns of the factors (`Structure.moved`)."""
+    if metric != "own" or not any(t.structure.turns for t in terms):
         return opt.straight
 
     def around(x: Array, change: Array) -> Array:

@@ -17,7 +17,6 @@ from jax import Array
 
 from ..families import LOG_PHI_MAX, Family, reported
 from ..model.basis import Basis, cancelling_start
-from ..model.covariance import has_mirror, mirrored, settle, undecided
 from ..model.design import Design, off_ridge
 from . import optimise as opt
 from .separation import Separation
@@ -447,15 +446,14 @@ def _other_signs(
     With few levels the deviance may have a minimum on either side of an independence, often on the boundary.
     """
     extra, t = 0, problem.original.n_theta
-    for term in filter(lambda term: has_mirror(term.structure), problem.original.terms):
+    for term in filter(lambda term: term.structure.has_mirror, problem.original.terms):
         x, H = np.array(state.x), state.hessian
         if state.status != opt.CONVERGED or not np.isfinite(H).all():
             break
         variance = 2.0 * np.diag(safe_inverse(H))
-        if not undecided(x[:t][term.theta], variance[:t][term.theta], term.structure.k):
+        if not term.structure.undecided(x[:t][term.theta], variance[:t][term.theta]):
             continue
-        T = term.structure.host_factor(x[:t][term.theta])
-        x[:t][term.theta] = term.structure.theta_of(mirrored(T * term.structure.flip(T)))
+        x[:t][term.theta] = term.structure.mirrored(x[:t][term.theta])
         found = problem.run(begin._replace(x=x, carry=state.carry), limits, metric, verbose)
         state, worse = (found, state) if found.f < state.f - ANOTHER else (state, found)
         extra += worse.search_evaluations
@@ -532,9 +530,7 @@ def _settle_singular(
     theta = x[:t]
     proposal = theta.copy()
     for term in design.terms:
-        part = theta[term.theta]
-        T = settle(term.structure.host_factor(part), term.structure, NEAR_ZERO)
-        proposal[term.theta] = term.structure.theta_of(T)
+        proposal[term.theta] = term.structure.settled(theta[term.theta], NEAR_ZERO)
     if np.array_equal(proposal, theta):
         return state, extra
     x0 = x.copy()
@@ -578,11 +574,9 @@ def _report(
     signs = np.ones(J.shape[0])
     u = [np.array(block[:m]) for block, m in zip(state.carry.u, design.n_levels, strict=True)]
     for term in design.terms:
-        T = term.structure.host_factor(theta[term.theta])
-        flips = term.structure.flip(T)
-        if (flips < 0).any():
-            signs[term.theta] = np.where(term.structure.theta_of(np.broadcast_to(flips, T.shape)) < 0, -1.0, 1.0)
-            u[term.block][:, term.columns] *= flips
+        signs[term.theta], turn = term.structure.flip(theta[term.theta])
+        if (signs[term.theta] < 0).any():
+            u[term.block][:, term.columns] = u[term.block][:, term.columns] @ turn
     theta = theta * signs[:t] + 0.0
     infinite = at_limit(problem.family, x)
     # the deviance does not depend on an infinite dispersion: nothing else is moved by it

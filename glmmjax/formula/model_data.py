@@ -58,6 +58,12 @@ class ReTermData:
     z: Float  # (n, k)
     level: NDArray[np.int32]  # (n,), 0 <= level < m
     levels: NDArray[Any]  # (m,) labels as text, in the factor's order; every one occurs
+    structure: Any = "us"  # of its covariance, by the name that formulas have for it, or an object that says it
+
+    @property
+    def label(self) -> tuple[Any, ...]:
+        """Grouping factor, columns, and the covariance structure where that is none of lme4's."""
+        return (self.group, self.names) if self.structure == "us" else (self.group, self.names, self.structure)
 
 
 @dataclass(frozen=True)

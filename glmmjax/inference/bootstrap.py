@@ -29,9 +29,8 @@ from ..fit.batch import Many
 from ..fit.glmm import GeneralisedProblem
 from ..fit.lmm import LinearProblem
 from ..fit.problem import FAR, Problem, searched
-from ..many.data import Labels
-from ..many.fit_many import standard_deviations
 from ..many.refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_rows, information_by_cluster
+from ..model.covariance import natural_of
 from ..model.design import design_arrays
 from ..report.progress import progress
 from .profile import standard_focals
@@ -200,15 +199,13 @@ def _in_turn(
             good[i] &= not (separation.columns & ~own).any()
         out[i] = _values(model, theta, beta, sigma, phi)
         inner = np.asarray(found.x)
-        diagonals = [np.diag(t.structure.host_factor(inner[t.theta])) for t in problem.original.terms]
-        singular[i] = (np.abs(np.concatenate(diagonals)) < 1e-4).any()
+        singular[i] = any(t.structure.singular(inner[t.theta]) for t in problem.original.terms)
     return out, good, singular
 
 
 def many_values(model: MixedModel, fits: Many) -> np.ndarray:
     """(B, values) of `standard_focals`."""
-    labels = Labels(tuple(model._data.x_names), tuple((t.group, t.names) for t in model._data.terms))
-    columns = [values for _, values in standard_deviations(labels, fits)]
+    columns = [natural_of(fits.theta, fits.sigma, [t.structure for t in model._design.terms])]
     if model.is_linear:
         columns.append(fits.sigma)
     return np.column_stack([*columns, fits.phi, fits.beta])
@@ -238,19 +235,8 @@ def natural_values(model: MixedModel) -> np.ndarray:
 
 def _values(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float, phi: np.ndarray) -> np.ndarray:
     """Standard deviations, correlations, sigma, dispersions and fixed effects, in the order of `standard_focals`."""
-    out: list[float] = []
-    for term in model._design.terms:
-        T = term.structure.host_factor(theta[term.theta])
-        cov = sigma**2 * T @ T.T
-        sd = np.sqrt(np.diag(cov))
-        k = term.structure.k
-        for a in range(k):
-            out.append(float(sd[a]))
-            if term.structure.n_theta > k:
-                for b in range(a + 1, k):
-                    with np.errstate(divide="ignore", invalid="ignore"):
-                        out.append(float(cov[a, b] / (sd[a] * sd[b])))
-    return np.array([*out, *([sigma] if model.is_linear else []), *phi, *beta])
+    natural = natural_of(theta, sigma, [t.structure for t in model._design.terms])
+    return np.array([*natural, *([sigma] if model.is_linear else []), *phi, *beta])
 
 
 def draw_responses(model: MixedModel, nsim: int, seed: Any, kind: str) -> Iterator[np.ndarray]:

@@ -28,7 +28,6 @@ from ..fit.lmm import LinearProblem
 from ..formula.columns import Factor, as_factor, take_rows
 from ..formula.matrix import independent_columns
 from ..formula.terms import bits
-from ..model.covariance import Diagonal
 from ..model.design import Design, Term
 from ..objective.pls import CrossProducts, criterion, profile
 
@@ -179,10 +178,11 @@ def _mean_df(nu: np.ndarray) -> float:
 class KenwardRoger:
     """Kenward and Roger's adjusted covariance of beta and scaled F.
 
-    V = sigma^2 (W^-1 + sum_i gamma_i G_i), gamma the distinct entries of the terms' covariances, G_i = Z E_i Z' with a
-    0/1 pattern E_i that is the same for every level. All that is needed follows from K = Z'V^-1 Z, C = Z'V^-1 X
-    and M = X'V^-1 X at sigma = 1. As W^-1 = V - sum_i gamma_i G_i, and nothing changes under a linear change of
-    parameters, V itself stands for the derivative in sigma^2: its products are M, C and n.
+    V = sigma^2 (W^-1 + sum_i gamma_i G_i), G_i = Z E_i Z', with the matrices E_i of which the terms' covariances are
+    combinations, the same for every level: of lme4's terms gamma are the distinct entries, E_i their 0/1 patterns. All
+    that is needed follows from K = Z'V^-1 Z, C = Z'V^-1 X and M = X'V^-1 X at sigma = 1. As W^-1 = V - sum_i gamma_i
+    G_i, and nothing changes under a linear change of parameters, V itself stands for the derivative in sigma^2: its
+    products are M, C and n.
 
     K is block diagonal over the levels of a single grouping factor, and dense (q, q) for several.
     """
@@ -213,7 +213,7 @@ class KenwardRoger:
         K: np.ndarray,
         C: np.ndarray,
         M: np.ndarray,
-        patterns: list[tuple[np.ndarray, np.ndarray]],
+        patterns: list[Pattern],
         n: int,
         sigma2: float,
     ) -> None:
@@ -223,19 +223,19 @@ class KenwardRoger:
         P, Q, trace = np.empty((g + 1, p, p)), np.empty((g + 1, g + 1, p, p)), np.empty((g + 1, g + 1))
         P[g], Q[g, g], trace[g, g] = -M, M, n
         moved = []  # E_i C
-        for i, (rows, columns) in enumerate(patterns):
+        for i, (rows, columns, size) in enumerate(patterns):
             moved.append(np.zeros_like(C))
-            moved[i][:, rows] = C[:, columns]
+            np.add.at(moved[i].swapaxes(0, 1), rows, (size[:, None] * C[:, columns]).swapaxes(0, 1))
             P[i] = -_dot(C, moved[i])
             Q[i, g] = Q[g, i] = -P[i]
-            trace[i, g] = trace[g, i] = K[:, columns, rows].sum()
-        for j, (rows, columns) in enumerate(patterns):
+            trace[i, g] = trace[g, i] = (K[:, columns, rows] * size).sum()
+        for j, (rows, columns, size) in enumerate(patterns):
             KD = K @ moved[j]
-            for i, (rows_i, columns_i) in enumerate(patterns[: j + 1]):
+            for i, (rows_i, columns_i, size_i) in enumerate(patterns[: j + 1]):
                 Q[i, j] = _dot(moved[i], KD)
                 Q[j, i] = Q[i, j].T
                 left, right = K[:, rows_i[:, None], columns], K[:, columns_i[:, None], rows]
-                trace[i, j] = trace[j, i] = np.vdot(left, right)
+                trace[i, j] = trace[j, i] = np.vdot(left * size_i[:, None] * size, right)
         PhiP = Phi @ P
         information = trace - 2.0 * np.einsum("ab,ijab->ij", Phi, Q) + np.einsum("iab,jba->ij", PhiP, PhiP)
         seen = np.diag(information) > 1e-10 * np.diag(trace)  # else X explains all that the term could
@@ -312,17 +312,27 @@ def _stacked(cross: Any, design: Design, model: MixedModel) -> tuple[np.ndarray,
     return A[None], B[None], positions
 
 
-def _patterns(design: Design, positions: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows and columns of the ones of E_i, for each distinct entry of each term's covariance."""
+class Pattern(NamedTuple):
+    """The entries of one E_i that are not 0."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+
+def _patterns(design: Design, positions: list[np.ndarray]) -> list[Pattern]:
+    """E_i of each matrix that the covariance of each term is a combination of."""
     out = []
     for t in design.terms:
-        at = positions[t.block][:, t.columns]
-        for a in range(t.structure.k):
-            out.append((at[:, a], at[:, a]))
-            if not isinstance(t.structure, Diagonal):
-                for b in range(a):
-                    pair = np.concatenate([at[:, a], at[:, b]]), np.concatenate([at[:, b], at[:, a]])
-                    out.append(pair)
+        at, basis = positions[t.block][:, t.columns], t.structure.basis()
+        if basis is None:
+            raise NotSupportedError(
+                f"ddf='Kenward-Roger' is for covariances that are linear in parameters, not {t.structure}: "
+                "use ddf='Satterthwaite'"
+            )
+        for E in basis:
+            a, b = np.nonzero(E)
+            out.append(Pattern(at[:, a].T.ravel(), at[:, b].T.ravel(), np.repeat(E[a, b], len(at))))
     return out
 
 

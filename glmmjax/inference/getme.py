@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .._errors import NotSupportedError
 from ..fit.control import unknown_argument
 from ..fit.problem import block_diagonal
+from ..model.covariance import semidefinite_cholesky
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -26,7 +28,7 @@ def get_me(model: MixedModel, name: str) -> Any:
     """
     pieces = _pieces(model)
     if name == "ALL":
-        return {key: make() for key, make in pieces.items()}
+        return {key: value for key, make in pieces.items() if (value := _available(make)) is not None}
     if name not in pieces:
         raise ValueError(str(unknown_argument(name, [*pieces, "ALL"], "getME")))
     return pieces[name]()
@@ -72,9 +74,7 @@ def _pieces(m: MixedModel) -> dict[str, Callable[[], Any]]:
         "theta": lambda: pd.Series(m.theta, index=m.theta_names),
         "beta": lambda: m.beta,
         "fixef": lambda: m.fixef,
-        "lower": lambda: pd.Series(
-            np.concatenate([np.where(t.structure.on_diagonal(), 0.0, -np.inf) for t in design.terms]), m.theta_names
-        ),
+        "lower": lambda: pd.Series(np.concatenate([t.structure.lower() for t in design.terms]), m.theta_names),
         "weights": lambda: np.asarray(design.weights).copy(),
         "offset": lambda: np.asarray(design.offset).copy(),
         "REML": lambda: design.p if m.REML else 0,
@@ -95,6 +95,13 @@ def _pieces(m: MixedModel) -> dict[str, Callable[[], Any]]:
         "devfun": m.deviance_function,
         "theta_names": lambda: m.theta_names,
     }
+
+
+def _available(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except NotSupportedError:
+        return None
 
 
 def dense_Z(model: MixedModel) -> np.ndarray:
@@ -142,14 +149,17 @@ def _theta_of_Lambda(model: MixedModel) -> np.ndarray:
     """For each non-zero of Lambda', column by column, the position in theta (from 0) of its value."""
     parts = []
     for term, labels in zip(model._design.terms, model._data.terms, strict=True):
-        position = term.structure.host_factor(np.arange(1.0, term.structure.n_theta + 1.0))
-        own = [int(v) - 1 for row in position for v in row if v > 0]
-        parts.append(np.tile(np.array(own) + term.theta_start, len(labels.levels)))
+        position = term.structure.position()
+        if position is None:
+            raise NotSupportedError(f"Lambda of ({' + '.join(labels.names)} | {labels.group}) has no entries of theta")
+        parts.append(np.tile(position[position > 0] - 1 + term.theta_start, len(labels.levels)))
     return np.concatenate(parts)
 
 
 def _st(T: np.ndarray) -> np.ndarray:
     """T = (unit lower triangle) (diagonal), both in one matrix; a column of zeros stays one."""
+    if np.triu(T, 1).any():
+        T = semidefinite_cholesky(T @ T.T)
     d = np.diag(T)
     out = T / np.where(d != 0.0, d, 1.0)
     np.fill_diagonal(out, d)

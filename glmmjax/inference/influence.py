@@ -263,8 +263,7 @@ def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: f
     """(P,), theta in its canonical sign."""
     canonical = theta.copy()
     for term in model._design.terms:
-        T = term.structure.host_factor(theta[term.theta])
-        canonical[term.theta] = term.structure.theta_of(T * term.structure.flip(T))
+        canonical[term.theta] *= term.structure.flip(theta[term.theta])[0]
     return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else log_of(phi)])
 
 

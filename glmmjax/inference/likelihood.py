@@ -312,12 +312,9 @@ def _transformed_jacobian(x: Array, layout: Layout) -> Array:
         point = layout.point(v)
         out = []
         for term, cov in zip(layout.terms, point.cov, strict=True):
-            sd = jnp.sqrt(jnp.diagonal(cov))
-            k = term.structure.k
-            for a in range(k):
-                out.append(jnp.log(sd[a]))
-                if term.structure.n_theta > k:
-                    out += [jnp.arctanh(cov[a, b] / (sd[a] * sd[b])) for b in range(a + 1, k)]
+            natural = term.structure.natural(cov)
+            for (a, b), value in zip(term.structure.entries(), natural, strict=True):
+                out.append(jnp.log(value) if a == b else jnp.arctanh(value))
         out += [jnp.log(point.sigma)] if layout.linear else list(jnp.log(point.phi))
         return jnp.stack(out)
 
@@ -338,7 +335,9 @@ def sdcor_table(model: MixedModel) -> pd.DataFrame:
     focals = standard_focals(model)
     count = len(focals) - model._design.p
     values = natural_values(model)[:count]
-    correlation = np.array([f.name.startswith("cor_") for f in focals[:count]])
+    correlation = np.zeros(count, bool)
+    entries = [a != b for term in model._design.terms for a, b in term.structure.entries()]
+    correlation[: len(entries)] = entries
     likelihood = Likelihood(model, model.REML)
     joint = model._joint_covariance
     joint = np.where(np.isfinite(joint), joint, 0.0)  # what has no finite variance is a value of its own

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..model.covariance import Diagonal
-
 if TYPE_CHECKING:
     from ..results import MixedModel
 
@@ -46,7 +44,10 @@ def relation_of(smaller: MixedModel, larger: MixedModel) -> Relation:
     shift = np.asarray(a.offset) - np.asarray(b.offset)
     if not _within(np.column_stack([Xa, shift]), Xb):
         return Relation("the fixed effects are not nested", 0)
-    inside, variances = _covariance_within(_patterns(smaller), _patterns(larger))
+    small, large = _patterns(smaller), _patterns(larger)
+    if small is None or large is None:
+        return Relation("whether covariances that are not linear in their parameters are nested is not known", 0)
+    inside, variances = _covariance_within(small, large)
     if not inside:
         return Relation("the random effects are not nested", 0)
     return Relation("", variances + limit, limit)
@@ -63,25 +64,21 @@ def _within(A: np.ndarray, B: np.ndarray) -> bool:
 
 
 class Pattern(NamedTuple):
-    """The covariances of one random-effects term: z S z' within its levels, S in the span of `basis`."""
+    """The covariances of one random-effects term: z S z' within its levels, S in the span of `basis`, orthogonal."""
 
     z: np.ndarray  # (n, k)
     level: np.ndarray  # (n,)
     basis: np.ndarray  # (b, k, k) symmetric
 
 
-def _patterns(model: MixedModel) -> list[Pattern]:
+def _patterns(model: MixedModel) -> list[Pattern] | None:
+    """Those of a model's terms; None where a structure has none."""
     out = []
     for term, labels in zip(model._design.terms, model._data.terms, strict=True):
-        k = len(labels.names)
-        z, eye = np.asarray(labels.z, float), np.eye(k)
-        if isinstance(term.structure, Diagonal):
-            z = z / np.linalg.norm(z, axis=0)
-            basis = np.stack([np.outer(e, e) for e in eye])
-        else:  # any basis of the columns will do: an orthogonal one
-            z = np.linalg.qr(z)[0]
-            pairs = [(i, j) for i in range(k) for j in range(i, k)]
-            basis = np.stack([0.5 * (np.outer(eye[i], eye[j]) + np.outer(eye[j], eye[i])) for i, j in pairs])
+        z, basis = np.asarray(labels.z, float), term.structure.basis()
+        if basis is None:
+            return None
+        z = np.linalg.qr(z)[0] if term.structure.any_basis else z / term.structure.units(np.linalg.norm(z, axis=0))
         out.append(Pattern(z, np.asarray(labels.level), basis))
     return out
 
@@ -123,12 +120,7 @@ def _covariance_within(small: list[Pattern], large: list[Pattern]) -> tuple[bool
     interior, start = np.zeros(own.size), 0
     for s in small:
         weights = np.square(s.basis).sum(axis=(1, 2))
-        k = s.z.shape[1]
-        eye = np.eye(k)
-        directions = [e for e in eye]
-        if len(s.basis) > k:
-            directions += [eye[i] + sign * eye[j] for i in range(k) for j in range(i) for sign in (1.0, -1.0)]
-        for v in directions:
+        for v in np.concatenate([*np.linalg.eigh(s.basis)[1].swapaxes(1, 2), np.eye(s.z.shape[1])]):
             ray = np.zeros(own.size)
             ray[start : start + len(s.basis)] = np.einsum("bij,i,j->b", s.basis, v, v) / weights
             values = [np.linalg.eigvalsh(S) for S in blocks(ray)]
@@ -137,6 +129,16 @@ def _covariance_within(small: list[Pattern], large: list[Pattern]) -> tuple[bool
                 return False, 0
         interior[start : start + len(s.basis)] = np.einsum("bii->b", s.basis) / weights
         start += len(s.basis)
-    values = [np.linalg.eigvalsh(S) for S in blocks(interior)]
-    floor = 1e-6 * max(np.abs(x).max() for x in values)
-    return True, int(sum((x < floor).sum() for x in values))
+    pairs = [np.linalg.eigh(S) for S in blocks(interior)]
+    floor = 1e-6 * max(np.abs(values).max() for values, _ in pairs)
+    spaces = [vectors[:, values < floor] for values, vectors in pairs]
+    return True, sum(_variances_in(space, t.basis) for space, t in zip(spaces, large, strict=True))
+
+
+def _variances_in(space: np.ndarray, basis: np.ndarray) -> int:
+    """How many different variances covariances in the span of basis (b, k, k) have in a subspace (k, r)."""
+    if not space.shape[1]:
+        return 0
+    weights = np.random.default_rng(0).normal(size=len(basis))
+    values = np.linalg.eigvalsh(space.T @ np.tensordot(weights, basis, 1) @ space)
+    return 1 + int((np.diff(values) > 1e-6 * np.abs(values).max()).sum())

@@ -33,6 +33,7 @@ from ..compiling.entry import entry
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import estimate
 from ..fit.separation import TOUCHES
+from ..model.covariance import numbered
 from ..model.design import Term
 from .likelihood import LANES, Layout, Likelihood, Point
 
@@ -73,47 +74,22 @@ class Focal:
 
 
 @dataclass(frozen=True)
-class _SignedSd:
-    """A standard deviation that is the size of one entry of T: the deviance is even in it, and its sign is kept."""
-
-    term: Term
-    a: int
-
-    def __call__(self, q: Point) -> Array:
-        return q.sigma * self.term.structure.factor(q.theta[self.term.theta])[self.a, self.a]
-
-
-@dataclass(frozen=True)
 class _Sd:
-    i: int
+    term: Term
     a: int
 
     def __call__(self, q: Point) -> Array:
-        return jnp.sqrt(q.cov[self.i][self.a, self.a])
+        return q.sigma * self.term.structure.followed_sd(q.theta[self.term.theta], self.a)
 
 
 @dataclass(frozen=True)
-class _Angle:
-    """Minus the angle whose cosine is the correlation of two columns: smooth where that is 1."""
-
+class _Correlation:
     term: Term
-
-    def __call__(self, q: Point) -> Array:
-        T = self.term.structure.factor(q.theta[self.term.theta])
-        return -jnp.arctan2(T[1, 1], T[1, 0] * jnp.sign(T[0, 0]))
-
-
-@dataclass(frozen=True)
-class _Fisher:
-    """Fisher's z of a correlation."""
-
-    i: int
     a: int
     b: int
 
     def __call__(self, q: Point) -> Array:
-        c = q.cov[self.i]
-        return jnp.arctanh(c[self.a, self.b] / jnp.sqrt(c[self.a, self.a] * c[self.b, self.b]))
+        return self.term.structure.followed_correlation(q.theta[self.term.theta], self.a, self.b)
 
 
 @dataclass(frozen=True)
@@ -137,22 +113,14 @@ class _Beta:
 def standard_focals(model: MixedModel) -> list[Focal]:
     """lme4's parameters: standard deviations and correlations term by term, sigma, dispersions, fixed effects."""
     out: list[Focal] = []
-    seen: dict[str, int] = {}
-    for i, (term, labels) in enumerate(zip(model._design.terms, model._data.terms, strict=True)):
-        count = seen.get(labels.group, 0)
-        seen[labels.group] = count + 1
-        group = labels.group if count == 0 else f"{labels.group}.{count}"
-        k = term.structure.k
-        diagonal = term.structure.n_theta == k
-        for a in range(k):
-            sd = _SignedSd(term, a) if diagonal else _Sd(i, a)
-            out.append(Focal(f"sd_{labels.names[a]}|{group}", sd, np.abs, 0.0))
-            for b in range(a + 1, 0 if diagonal else k):
-                name = f"cor_{labels.names[b]}.{labels.names[a]}|{group}"
-                pair = (
-                    Focal(name, _Angle(term), np.cos, -np.pi, 0.0) if k == 2 else Focal(name, _Fisher(i, a, b), np.tanh)
-                )
-                out.append(pair)
+    groups = numbered(labels.group for labels in model._data.terms)
+    for term, labels, group in zip(model._design.terms, model._data.terms, groups, strict=True):
+        structure = term.structure
+        for (a, b), name in zip(structure.entries(), structure.natural_names(group, labels.names), strict=True):
+            if a == b:
+                out.append(Focal(name, _Sd(term, a), np.abs, 0.0))
+            else:
+                out.append(Focal(name, _Correlation(term, a, b), *structure.shown_correlation()))
     if model.is_linear:
         out.append(Focal("sigma", _Scale(), np.exp))
     out += [Focal(name, _Scale(j), np.exp) for j, name in enumerate(model.family.phi_names)]
@@ -442,7 +410,8 @@ def traced(
     else:
         wanted = [which] if isinstance(which, str) else list(which)
         by_name = {f.name: f for f in standard}
-        groups = {"theta_": [f for f in standard if f.name[:3] in ("sd_", "cor") or f.name == "sigma"]}
+        random = sum(len(term.structure.entries()) for term in model._design.terms)
+        groups = {"theta_": standard[: random + model.is_linear]}
         groups["beta_"] = [by_name[n] for n in model._data.x_names]
         for name in wanted:
             if name not in by_name and name not in groups:

@@ -21,7 +21,7 @@ from ..formula.model_data import ModelData
 from ..formula.parse import parse
 from ..formula.syntax import Call, base_name, names_in
 from ..formula.variables import response_of
-from ..model.covariance import Unstructured
+from ..model.covariance import structure_of
 from .predict import Part, random_part, selection
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def simulate(
     values = _parameters(params, frame, family)
     terms, at = [], 0
     for t in frame.terms:
-        structure = Unstructured(len(t.names))
+        structure = structure_of(t.label)
         T = structure.host_factor(values["theta"][at : at + structure.n_theta])
         at += structure.n_theta
         terms.append(_Random(t.z, t.level, len(t.levels), values["sigma"][0] * T))
@@ -283,7 +283,7 @@ def parameter_template(
     frame = build(bare, newdata, contrasts=contrasts, na="error", require_response=False)
     names = _names(frame, family)
     start = {"beta": np.zeros(len(names["beta"]))}
-    start["theta"] = np.concatenate([Unstructured(len(t.names)).start() for t in frame.terms])
+    start["theta"] = np.concatenate([structure_of(t.label).start() for t in frame.terms])
     return {key: pd.Series(start.get(key, np.ones(len(own))), own) for key, own in names.items()}
 
 
@@ -291,7 +291,7 @@ def _names(frame: ModelData, family: Family) -> dict[str, list[str]]:
     """Names of the parameters of each kind."""
     theta_names: list[str] = []
     for t in frame.terms:
-        theta_names += Unstructured(len(t.names)).theta_names(t.group, t.names)
+        theta_names += structure_of(t.label).theta_names(t.group, t.names)
     needed = {"beta": list(frame.x_names), "theta": theta_names}
     if family.linear:
         needed["sigma"] = ["sigma"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..model.covariance import cov_to_sdcor
+from ..model.covariance import cov_to_sdcor, numbered
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -65,14 +65,10 @@ class VarCorr(list[VarCorrBlock]):
 
 def varcorr(model: MixedModel) -> VarCorr:
     """Standard deviations, correlations and covariances of the random effects, one block per term."""
-    seen: dict[str, int] = {}
-    out = VarCorr()
-    for T, labels in zip(model._T, model._data.terms, strict=True):
-        count = seen.get(labels.group, 0)
-        seen[labels.group] = count + 1
+    out, groups = VarCorr(), numbered(labels.group for labels in model._data.terms)
+    for T, labels, group in zip(model._T, model._data.terms, groups, strict=True):
         cov = model.sigma**2 * T @ T.T
         sd, corr = cov_to_sdcor(cov)
-        group = labels.group if count == 0 else f"{labels.group}.{count}"
         out.append(VarCorrBlock(group, labels.names, sd, corr, cov))
     if model.is_linear:
         out.residual = model.sigma

@@ -29,7 +29,7 @@ from ..formula.model_data import ModelData
 from ..formula.parse import parse
 from ..formula.syntax import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in
 from ..model.buckets import sized
-from ..model.covariance import Unstructured
+from ..model.covariance import structure_of
 from ..model.design import Design, Term
 from ..model.frames import make_design, make_linear_design
 
@@ -46,7 +46,7 @@ class Labels:
     """Names of what a dataset's estimates are of."""
 
     x: tuple[str, ...]
-    terms: tuple[tuple[str, tuple[str, ...]], ...]  # grouping factor and columns of each random-effects term
+    terms: tuple[tuple[Any, ...], ...]  # of the random-effects terms, as `ReTermData.label`
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
         return frame.trials if frame.weights is None else frame.weights * frame.trials
 
     return Group(
-        Labels(first.x_names, tuple((t.group, t.names) for t in first.terms)),
+        Labels(first.x_names, tuple(t.label for t in first.terms)),
         np.asarray(ids),
         np.array([f.nobs for f in frames]),
         np.array([[len(f.terms[b].levels) for b in blocks] for f in frames]),
@@ -200,7 +200,7 @@ class Splitter:
                 out.errors[i] = str(error)
                 first = first or error
                 continue
-            key = (made.x_names, tuple((t.group, t.names) for t in made.terms))
+            key = (made.x_names, tuple(t.label for t in made.terms))
             frames.setdefault(key, []).append((i, made))
         if first is not None and len(out.errors) == len(self.names):
             raise first
@@ -481,8 +481,8 @@ class Stack:
             )
             return design, None
         layout, at, first = [], 0, [0] * len(order)
-        for z, b in zip(group.z, group.block, strict=True):
-            g, structure = order.index(b), Unstructured(z.shape[1])
+        for label, b in zip(group.labels.terms, group.block, strict=True):
+            g, structure = order.index(b), structure_of(label)
             layout.append(Term(g, first[g], structure, at))
             first[g] += structure.k
             at += structure.n_theta

@@ -33,6 +33,7 @@ from ..formula.columns import Table, pandas_frame, plain, rows_of
 from ..formula.frame import build
 from ..formula.parse import parse
 from ..formula.syntax import quote_name
+from ..model.covariance import natural_of, numbered, structure_of
 from ..model.frames import split_message
 from ..objective.laplace import resolve_hessian
 from ..objective.quadrature import check_nodes
@@ -608,26 +609,11 @@ class ManyFits:
 
 def standard_deviations(labels: Labels, fits: Many) -> list[tuple[str, np.ndarray]]:
     """Standard deviations and correlations (B,) of the random effects under lme4's names."""
-    out: list[tuple[str, np.ndarray]] = []
-    seen: dict[str, int] = {}
-    at = 0
-    for group, names in labels.terms:
-        k = len(names)
-        count = seen.get(group, 0)
-        seen[group] = count + 1
-        label = group if not count else f"{group}.{count}"
-        columns, rows = np.triu_indices(k)
-        T = np.zeros((fits.theta.shape[0], k, k))
-        T[:, rows, columns] = fits.theta[:, at : at + rows.size]
-        at += rows.size
-        cov = fits.sigma[:, None, None] ** 2 * T @ T.transpose(0, 2, 1)
-        sd = np.sqrt(np.diagonal(cov, axis1=1, axis2=2))
-        for a in range(k):
-            out.append((f"sd_{names[a]}|{label}", sd[:, a]))
-            for b in range(a + 1, k):
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    out.append((f"cor_{names[b]}.{names[a]}|{label}", cov[:, a, b] / (sd[:, a] * sd[:, b])))
-    return out
+    structures, groups = [structure_of(label) for label in labels.terms], numbered(label[0] for label in labels.terms)
+    names: list[str] = []
+    for structure, label, group in zip(structures, labels.terms, groups, strict=True):
+        names += structure.natural_names(group, label[1])
+    return list(zip(names, natural_of(fits.theta, fits.sigma, structures).T, strict=True))
 
 
 def p_values(statistic: np.ndarray, df: np.ndarray, linear: bool) -> np.ndarray:
@@ -725,7 +711,7 @@ def load_pieces(path: Path, settings: dict[str, str], keys: list[tuple[str, str]
             listed = column.dtype == object
             values[name] = np.stack([np.asarray(v, float) for v in column]) if listed else column.to_numpy()
         values["vcov"] = values["vcov"].reshape(len(part), p, p)
-        labels = Labels(tuple(json.loads(x)), tuple((g, tuple(n)) for g, n in json.loads(terms)))
+        labels = Labels(tuple(json.loads(x)), tuple((g, tuple(n), *kind) for g, n, *kind in json.loads(terms)))
         out.append(
             Piece(labels, part["id"].to_numpy(), part["rows"].to_numpy(), part["off"].to_numpy(), Many(**values))
         )

@@ -22,7 +22,6 @@ import numpy as np
 from jax import Array
 
 from ..compiling.memory import blocks, empty, triangle
-from .covariance import Unstructured
 from .design import Design, Term
 
 #: A term gets an orthonormal basis where less than this part of one of its columns (root mean square) is new beside
@@ -64,7 +63,14 @@ class Basis:
 
 def mixes(term: Term, z: Any) -> bool:
     """Whether the covariance of a term is of its structure in every basis of its columns in z (..., n, k)."""
-    return isinstance(term.structure, Unstructured) and 1 < term.structure.k <= z.shape[-2]
+    return term.structure.any_basis and term.structure.k <= z.shape[-2]
+
+
+def _units(rms: Any, block: int, terms: Sequence[Term]) -> Any:
+    """Units (..., k) of a block's columns from their root mean squares, as the structures of its terms allow."""
+    mine = sorted((t for t in terms if t.block == block), key=lambda t: t.first)
+    parts = [t.structure.units(rms[..., t.columns]) for t in mine]
+    return parts[0] if len(parts) == 1 else (jnp if isinstance(rms, Array) else np).concatenate(parts, axis=-1)
 
 
 def to_inner(L: Sequence[Any], terms: Sequence[Term]) -> Any:
@@ -137,7 +143,7 @@ def cancelling_start(design: Design) -> np.ndarray | None:
         if NOISE < least < APART:
             found = True
             for t in terms:
-                theta[t.theta] /= least
+                theta[t.theta] /= np.where(t.structure.scales(), least, 1.0)
     return theta if found else None
 
 
@@ -148,7 +154,7 @@ def scale_z(design: Design) -> tuple[Design, Basis]:
         z = np.asarray(z)
         n = z.shape[0]
         rms = np.sqrt(sum(np.square(z[rows]).sum(axis=0) for rows in blocks(n)) / n)
-        rms = np.where(rms > 0.0, rms, 1.0)
+        rms = _units(np.where(rms > 0.0, rms, 1.0), g, design.terms)
         scaled, L = z if np.all(rms == 1.0) else np.divide(z, rms, out=empty(z.shape)), np.diag(rms)
         turned = False
         for t in design.terms:
@@ -181,7 +187,7 @@ def scale_many(design: Design) -> tuple[Design, np.ndarray, np.ndarray]:
         z = whole if whole.ndim == 3 else whole[None]
         rows = np.maximum((z != 0.0).any(-1).sum(-1), 1)
         rms = np.sqrt(np.square(z).sum(-2) / rows[:, None])
-        rms = np.where(rms > 0.0, rms, 1.0)
+        rms = _units(np.where(rms > 0.0, rms, 1.0), g, design.terms)
         scaled = z if np.all(rms == 1.0) else z / rms[:, None, :]
         L = rms[..., None] * np.eye(z.shape[-1])
         for t in design.terms:
@@ -216,7 +222,7 @@ def scale_traced(design: Design) -> tuple[Design, Array, Array]:
     for g, z in enumerate(design.z):
         fixed = jax.lax.stop_gradient(z)
         rms = jnp.sqrt(jnp.mean(jnp.square(fixed), axis=0))
-        rms = jnp.where(rms > 0.0, rms, 1.0)
+        rms = _units(jnp.where(rms > 0.0, rms, 1.0), g, design.terms)
         L = jnp.diag(rms)
         scaled = z / rms
         turned = jnp.zeros((), bool)

@@ -22,7 +22,7 @@ from ..algebra.linalg import take
 from ..algebra.symbolic import Plan, make_plan, order_blocks
 from ..compiling.memory import copied, release, zeros
 from ..formula.columns import by_row, common_index
-from .covariance import Structure, Unstructured, raised
+from .covariance import Structure, Unstructured
 
 Leaf = Any  # NumPy on the host, jax.Array once traced
 
@@ -112,11 +112,7 @@ def off_ridge(theta: Any, terms: Sequence[Term], below: float = STATIONARY, to: 
     The deviance is even in each column of T: where one is 0 its gradient vanishes, whatever the data say, and a search
     that starts there stays there.
     """
-    parts = []
-    for term in terms:
-        structure, part = term.structure, theta[term.theta]
-        T = structure.factor(part) if isinstance(part, Array) else structure.host_factor(part)
-        parts.append(structure.theta_of(raised(T, below, to)))
+    parts = [term.structure.raised(theta[term.theta], below, to) for term in terms]
     return (jnp if isinstance(theta, Array) else np).concatenate(parts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._errors import DataError, warn
 from ..compiling.memory import triangle
-from .covariance import Unstructured
+from .covariance import structure_of
 from .design import Design, design_arrays
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def frame_design(frame: ModelData) -> Design:
     weights = frame.weights
     if frame.trials is not None:
         weights = frame.trials if weights is None else weights * frame.trials
-    terms = [(t.z, t.level, Unstructured(len(t.names))) for t in frame.terms]
+    terms = [(t.z, t.level, structure_of(t.label)) for t in frame.terms]
     names = [t.group for t in frame.terms]
     return design_arrays(frame.y, frame.X, terms, weights=weights, offset=frame.offset, names=names)
 

@@ -11,10 +11,7 @@ from glmmjax.model.covariance import (
     Diagonal,
     Unstructured,
     cov_to_sdcor,
-    has_mirror,
-    mirrored,
     semidefinite_cholesky,
-    undecided,
 )
 
 SIZES = [1, 2, 3, 4, 5]
@@ -55,19 +52,20 @@ def test_flip_and_scale(make: type, k: int) -> None:
     structure, rng = make(k), np.random.default_rng(k)
     theta = rng.normal(size=structure.n_theta)
     T = np.asarray(structure.factor(theta))
-    signs = structure.flip(T)
-    assert set(signs) <= {-1.0, 1.0}
-    assert (np.diag(T * signs) >= 0.0).all()
-    assert_close((T * signs) @ (T * signs).T, T @ T.T, rtol=1e-14, atol=1e-15)
+    signs, turn = structure.flip(theta)
+    assert set(signs) <= {-1.0, 1.0} and set(np.diag(turn)) <= {-1.0, 1.0}
+    flipped = np.asarray(structure.factor(theta * signs))
+    assert (np.diag(flipped) >= 0.0).all()
+    assert np.array_equal(flipped, T @ turn)
+    assert_close(flipped @ flipped.T, T @ T.T, rtol=1e-14, atol=1e-15)
     # T's rows multiplied by s: the same linear predictor with z divided by s
     s = rng.uniform(0.5, 3.0, k)
     assert_close(structure.factor(structure.turn(np.diag(s)) @ theta), s[:, None] * T, rtol=1e-15)
 
 
 def test_flip_of_a_zero_diagonal_looks_below() -> None:
-    T = np.array([[0.0, 0.0], [-2.0, 3.0]])
-    assert Unstructured(2).flip(T).tolist() == [-1.0, 1.0]
-    assert Unstructured(2).flip(np.zeros((2, 2))).tolist() == [1.0, 1.0]
+    for theta, signs in ((np.array([0.0, -2.0, 3.0]), [-1.0, 1.0]), (np.zeros(3), [1.0, 1.0])):
+        assert np.diag(Unstructured(2).flip(theta)[1]).tolist() == signs
 
 
 @pytest.mark.parametrize("k", SIZES)
@@ -106,7 +104,8 @@ def test_correlations_mirrored(rng: np.random.Generator) -> None:
     for k, rank in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 4)):
         A = rng.normal(size=(k, rank))
         T = semidefinite_cholesky(A @ A.T, tol=1e-10)
-        other = mirrored(T)
+        structure = Unstructured(k)
+        other = structure.host_factor(structure.mirrored(structure.theta_of(T)))
         assert_close(np.linalg.norm(other, axis=1), np.linalg.norm(T, axis=1), rtol=1e-12)
         assert np.linalg.matrix_rank(other, tol=1e-8) == np.linalg.matrix_rank(T, tol=1e-8)
         assert np.all((other[1:] @ other[0]) * (T[1:] @ T[0]) < 0.0)
@@ -120,9 +119,8 @@ def test_undecided_correlations() -> None:
         [[1.0, 2.0, 1.0], [1.0, 2.0, 1.5], [1.0, 2.5, 1.0], [1.0, -2.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 0.0]]
     )
     expected = [True, False, False, True, False, False]
-    assert undecided(theta, np.broadcast_to(variance, theta.shape), 2).tolist() == expected
+    assert Unstructured(2).undecided(theta, np.broadcast_to(variance, theta.shape)).tolist() == expected
     three = np.array([[1.0, 2.0, 9.0, 9.0, 9.0, 1.0], [1.0, 9.0, 2.0, 9.0, 9.0, 1.0]])  # of one effect, not of two
-    assert undecided(three, np.ones((2, 6)), 3).tolist() == [False, True]
-    assert [has_mirror(s) for s in (Unstructured(3), Unstructured(4), Unstructured(1), Diagonal(3))] == [True] + 3 * [
-        False
-    ]
+    assert Unstructured(3).undecided(three, np.ones((2, 6))).tolist() == [False, True]
+    structures = (Unstructured(3), Unstructured(4), Unstructured(1), Diagonal(3))
+    assert [s.has_mirror for s in structures] == [True, False, False, False]
