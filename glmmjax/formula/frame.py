@@ -463,7 +463,7 @@ def _random_terms(bars: Sequence[Bar], coder: _Coder, X: Float) -> tuple[tuple[R
             matrices[key] = matrix, X if np.array_equal(z, X) else z
         matrix, z = matrices[key]
         if bar.whole is None:
-            term = ReTermData(name, matrix.names, z, level, labels)
+            term = ReTermData(name, matrix.names, z, level, labels, bar.structure)
             out.append((term, BarSpec(matrix, None, group, name, str(bar))))
             continue
         for k, part in enumerate(matrix.assign):  # a part of `||`: each column a term

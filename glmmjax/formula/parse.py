@@ -74,13 +74,15 @@ class Bar:
     """One random-effects term after expansion.
 
     `lhs | group`. Where a `||` has been taken apart, `whole` is its full left-hand side, `part` says which
-    term of it this is (0 = intercept), and each column of that part is a scalar term of its own.
+    term of it this is (0 = intercept), and each column of that part is a scalar term of its own. `structure` is that of
+    its covariance.
     """
 
     lhs: Node
     group: Node
     whole: Node | None = None
     part: int | None = None
+    structure: str = "us"
 
     @cached_property
     def group_name(self) -> str:
@@ -92,7 +94,7 @@ class Bar:
         return expand(self.lhs if self.whole is None else self.whole)
 
     def __str__(self) -> str:
-        return f"({deparse(self.lhs)} | {self.group_name})"
+        return f"{'' if self.structure == 'us' else self.structure}({deparse(self.lhs)} | {self.group_name})"
 
 
 def _expand_group(node: Node) -> list[Node]:
@@ -139,7 +141,7 @@ def _check_group(node: Node, text: str, outermost: bool = True) -> None:
     fail_at(text, node, f"'{deparse(node)}' is not a grouping factor", remedy)
 
 
-def _bars_of(node: Binary, text: str, independent: bool) -> list[Bar]:
+def _bars_of(node: Binary, text: str, structure: str) -> list[Bar]:
     """Expand one `lhs | group` or `lhs || group`."""
     lhs = node.left
     if _has_bar(lhs):
@@ -155,8 +157,8 @@ def _bars_of(node: Binary, text: str, independent: bool) -> list[Bar]:
     if not terms.intercept and not terms.codes:
         fail_at(text, lhs, "this random-effects term has no columns", "write (1 | g) or (0 + x | g)")
     groups = _expand_group(node.right)
-    if not independent:
-        return [Bar(lhs, g) for g in groups]
+    if structure != "diag":
+        return [Bar(lhs, g, structure=structure) for g in groups]
     parts: list[tuple[int, Node]] = [(0, Num(1.0))] if terms.intercept else []
     for i, term in enumerate(terms.terms, start=1):
         tree = term.variables[0]
@@ -203,22 +205,23 @@ class Formula:
         return f"~{deparse(self.rhs)}" if self.response is None else f"{deparse(self.response)} ~ {deparse(self.rhs)}"
 
     @cached_property
-    def _split(self) -> tuple[tuple[tuple[str, Node], ...], tuple[tuple[Binary, bool], ...]]:
-        """(signed fixed summands, bars with their independence), bars removed by `- (1 | g)` taken out."""
+    def _split(self) -> tuple[tuple[tuple[str, Node], ...], tuple[tuple[Binary, str], ...]]:
+        """(signed fixed summands, bars with their structures), bars removed by `- (1 | g)` taken out."""
         fixed: list[tuple[str, Node]] = []
-        bars: list[tuple[Binary, bool]] = []
+        bars: list[tuple[Binary, str]] = []
         todo = list(_pieces(self.rhs))
         while todo:
             sign, node = todo.pop(0)
             inner = strip_parens(node)
-            found: tuple[Binary, bool] | None = None
+            found: tuple[Binary, str] | None = None
             if bar := _bar(inner):
                 if bar is node:
                     example = f"(1 {bar.op} {deparse(bar.right)})"
                     self._fail(bar, "a random-effects term needs parentheses around it", f"write e.g. {example}")
-                found = (bar, bar.op == "||")
+                found = (bar, "diag" if bar.op == "||" else "us")
             elif isinstance(inner, Call) and (wrapped := _bar_call(inner)) is not None:
-                found = (wrapped, self._structure(inner) == "diag" or wrapped.op == "||")
+                structure = self._structure(inner)
+                found = (wrapped, "diag" if wrapped.op == "||" else structure)
             if found is not None:
                 if sign == "+":
                     bars.append(found)
@@ -286,7 +289,7 @@ class Formula:
     def bars(self) -> tuple[Bar, ...]:
         """Random-effects terms after expanding `||` and `/`, in formula order."""
         text = self.text or str(self)
-        return tuple(bar for node, independent in self._split[1] for bar in _bars_of(node, text, independent))
+        return tuple(bar for node, structure in self._split[1] for bar in _bars_of(node, text, structure))
 
     @cached_property
     def has_dot(self) -> bool:
@@ -303,7 +306,7 @@ class Formula:
 
     def random_formula(self) -> str:
         """One-sided formula of the random-effects terms as written; "~0" where there is none."""
-        bars = [_bar_text(node, independent) for node, independent in self._split[1]]
+        bars = [_bar_text(node, structure) for node, structure in self._split[1]]
         return "~" + (" + ".join(bars) if bars else "0")
 
     def resolve(self, columns: Sequence[str]) -> Formula:
@@ -323,12 +326,13 @@ class Formula:
         return parse(str(Formula(self.response, rhs)))  # once more, so that positions belong to its own text
 
 
-def _same_bar(a: tuple[Binary, bool], b: tuple[Binary, bool]) -> bool:
+def _same_bar(a: tuple[Binary, str], b: tuple[Binary, str]) -> bool:
     return a[1] == b[1] and a[0].left == b[0].left and a[0].right == b[0].right
 
 
-def _bar_text(node: Binary, independent: bool) -> str:
-    return f"({deparse(node.left)} {'||' if independent else '|'} {deparse(node.right)})"
+def _bar_text(node: Binary, structure: str) -> str:
+    name = "" if structure in ("us", "diag") else structure
+    return f"{name}({deparse(node.left)} {'||' if structure == 'diag' else '|'} {deparse(node.right)})"
 
 
 def parse(formula: str | Formula) -> Formula:
@@ -426,7 +430,7 @@ def simplify(formula: Formula) -> Formula:
     """The formula with its terms written out: no products, powers or removals."""
     terms = formula.fixed_terms
     parts = list(terms.labels)
-    parts += [_bar_text(node, independent) for node, independent in formula._split[1]]
+    parts += [_bar_text(node, structure) for node, structure in formula._split[1]]
     parts += [deparse(o) for o in terms.offsets]
     if not terms.intercept:
         text = " + ".join(parts) + " - 1" if parts else "0"

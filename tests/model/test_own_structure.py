@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ from scipy.optimize import minimize
 import glmmjax as gj
 from glmmjax._errors import NotSupportedError
 from glmmjax._steps import fit
+from glmmjax.formula import parse
 from glmmjax.model import covariance
 from glmmjax.model.covariance import Diagonal, Structure, Unstructured, natural_of, structure_of
-from glmmjax.model.frames import frame_design
 
 K, M, REPEATS = 3, 14, 3
 
@@ -358,17 +359,53 @@ def test_pieces_of_the_model() -> None:
         m.update(". ~ . - x")
 
 
-def test_structures_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a frame says of its terms is what its design has."""
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word for the structure in formulas: cs(x | g)."""
     monkeypatch.setitem(covariance.STRUCTURES, "cs", CompoundSymmetry)
-    setup = gj.lmer_setup("y ~ x + c + (0 + c | g)", table(0.5))
-    term = setup.data.terms[0]
-    assert structure_of(term.label) == Unstructured(K)
-    named = replace(setup.data, terms=(replace(term, structure="cs"),))
-    assert named.terms[0].label == ("g", ("ca", "cb", "cc"), "cs")
-    m = fit(replace(setup, data=named, design=frame_design(named)))
+    monkeypatch.setattr(parse, "STRUCTURES", (*parse.STRUCTURES, "cs"))
+
+
+FORMULA = "y ~ x + c + cs(0 + c | g)"
+
+
+def test_formula(named: None) -> None:
+    """What a frame says of its terms is what its design has; a changed formula keeps it."""
+    m = gj.lmer(FORMULA, table(0.5))
     assert_close(m.objective, own(0.5).objective, atol=1e-9)
-    assert m._data.terms[0].structure == "cs" and own(0.5)._data.terms[0].structure == CompoundSymmetry(K)
+    assert m._data.terms[0].label == ("g", ("ca", "cb", "cc"), "cs") and m.theta_names == ["g.common", "g.apart"]
+    assert structure_of(m._data.terms[0].label) == CompoundSymmetry(K) == own(0.5)._data.terms[0].structure
+    assert m.formula == FORMULA and m._data.shown_terms == ("cs(0 + c | g)",)
+    smaller = m.update(". ~ . - x")
+    assert smaller.formula == "y ~ c + cs(0 + c | g)" and smaller.df == m.df - 1
+    assert str(parse.parse("y ~ x + cs(0 + c | g) + (1 | h) - cs(0 + c | g)").random_formula()) == "~(1 | h)"
+    with pytest.raises(gj.FormulaError, match=r"there is no cs\(0 \+ c \| g\) before it"):
+        gj.lmer("y ~ x + (0 + c | g) - cs(0 + c | g)", table(0.5))
+
+
+def test_many(named: None, tmp_path: Path) -> None:
+    data = pd.concat([table(r).assign(id=str(r)) for r in (0.5, -0.3)])
+    file = tmp_path / "fits.parquet"
+    for _ in range(2):  # from the file in the end
+        many = gj.fit_many(FORMULA, data, by="id", REML=False, ddf=None, results=file)
+        assert [c for c in many.fits.columns if "|" in c] == ["sd|g", "cor|g"]
+        for r in (0.5, -0.3):
+            row = many.fits.loc[str(r)]
+            assert_close(row[["sd|g", "cor|g"]].to_numpy(float), natural(own(r, False))[:2], atol=1e-5)
+            assert_close(row["logLik"], own(r, False).loglik, atol=1e-7)
+
+
+def test_simulate(named: None) -> None:
+    """Responses of a model without data have the covariance of the structure."""
+    rows = table(0.5)
+    template = gj.parameter_template(FORMULA, rows)
+    assert list(template["theta"].index) == ["g.common", "g.apart"]
+    params = {"beta": np.zeros(4), "theta": [1.5, 0.5], "sigma": 0.1}
+    cells = gj.simulate(FORMULA, rows, params, nsim=2000, seed=1).groupby([rows.g, rows.c]).mean()
+    found = np.cov(cells.to_numpy().reshape(M, K, -1).swapaxes(0, 1).reshape(K, -1))
+    common, apart = 0.15**2, 0.05**2  # theta is relative to sigma
+    expected = common / K + apart * (np.eye(K) - 1.0 / K) + 0.01 / 2.5 * np.eye(K)
+    assert_close(found, expected, atol=0.0015)
 
 
 # -------------------- answers of structures
