@@ -105,19 +105,19 @@ class DevianceFunction:
     @property
     def names(self) -> list[str]:
         """(P,) names of the parameters: lme4's of theta, the columns of X, ``log(...)`` of dispersions."""
-        beta = [] if self.problem.joint else self.setup.x_names
-        return [*self.setup.theta_names, *beta, *(f"log({name})" for name in self.setup.family.phi_names)]
+        setup = self.setup
+        return self.problem.layout.names(setup.theta_names, setup.x_names, setup.family.phi_names)
 
     @property
     @entry
     def start(self) -> np.ndarray:
         """(P,) where `optimise` starts."""
-        return self.problem.external(np.asarray(self._begin.x))
+        return self.problem.scaling.outer(np.asarray(self._begin.x))
 
     def pack(self, theta: Any, beta: Any = None, phi: Any = None) -> np.ndarray:
         """x (P,) from theta (n_theta,), beta (p,) where it is a parameter, and positive phi (n_phi,) if any."""
         given = {name: v for name, v in {"theta": theta, "beta": beta, "phi": phi}.items() if v is not None}
-        wanted = [name for name, size in self._sizes.items() if size]
+        wanted = list(self.unpack(np.zeros(self.problem.layout.size)))
         if sorted(given) != sorted(wanted):
             raise ValueError(
                 f"a point of this deviance function is made of {' and '.join(wanted)}, got {' and '.join(given)}"
@@ -127,13 +127,9 @@ class DevianceFunction:
 
     def unpack(self, x: Any) -> dict[str, np.ndarray]:
         """x (P,) as a dict of theta, beta and phi, those that it has."""
-        x, out, at = self._point(x), {}, 0
-        for name, size in self._sizes.items():
-            if size:
-                part = x[at : at + size]
-                out[name] = np.exp(part) if name == "phi" else part.copy()
-                at += size
-        return out
+        parts = self.problem.layout.unpack(self._point(x))
+        out = {"theta": parts.theta.copy(), "beta": parts.beta.copy(), "phi": np.exp(parts.log_phi)}
+        return {name: part for name, part in out.items() if part.size}
 
     def __call__(self, x: Any) -> float:
         """Minus twice the log-likelihood, or the REML criterion, all constants included; inf where PIRLS fails."""
@@ -147,21 +143,16 @@ class DevianceFunction:
     def value_and_grad(self, x: Any) -> tuple[float, np.ndarray]:
         """Value and exact gradient (P,) from one evaluation: ``scipy.optimize.minimize(..., jac=True)``'s function."""
         f, g, _, _ = self.problem.evaluate(*self._inside(x))
-        return float(f), self._jacobian.T @ np.asarray(g)
+        return float(f), self.problem.scaling.jacobian.T @ np.asarray(g)
 
     @entry
     def hessian(self, x: Any) -> np.ndarray:
         """(P, P) by automatic differentiation, a program of its own: it compiles for seconds when first called."""
-        H = np.asarray(self.problem.exact_hessian(*self._inside(x)))
-        return self._jacobian.T @ H @ self._jacobian
+        H, J = np.asarray(self.problem.exact_hessian(*self._inside(x))), self.problem.scaling.jacobian
+        return J.T @ H @ J
 
     def __repr__(self) -> str:
         return f"<DevianceFunction of {', '.join(self.names)}: {self.setup}>"
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        design, phi = self.setup.design, self.setup.family.phi_names
-        return {"theta": design.n_theta, "beta": 0 if self.problem.joint else design.p, "phi": len(phi)}
 
     @cached_property
     @entry
@@ -171,14 +162,10 @@ class DevianceFunction:
 
     def _inside(self, x: Any) -> tuple[Any, Any, Any]:
         """A point in internal units, and what else an evaluation takes."""
-        return self._jacobian @ self._point(x), self._begin.carry, self._begin.constant
-
-    @cached_property
-    def _jacobian(self) -> np.ndarray:
-        return self.problem.scaling.jacobian(self.problem.joint)
+        return self.problem.scaling.inner(self._point(x)), self._begin.carry, self._begin.constant
 
     def _point(self, x: Any) -> np.ndarray:
-        point, size = np.asarray(x, float), sum(self._sizes.values())
+        point, size = np.asarray(x, float), self.problem.layout.size
         if point.shape != (size,):
             names = ", ".join(self.names)
             raise ValueError(f"a point of this deviance function has {size} numbers ({names}), got shape {point.shape}")

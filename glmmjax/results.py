@@ -23,13 +23,14 @@ from .families import Family, log_of
 from .fit.control import Control
 from .fit.glmm import GeneralisedProblem, scale_design
 from .fit.lmm import LinearProblem
-from .fit.problem import Estimates, FitStats, Problem, Scaling
+from .fit.problem import Estimates, FitStats, Problem
 from .inference.varcorr import VarCorr as VarCorr
 from .inference.varcorr import VarCorrBlock as VarCorrBlock
 from .model.covariance import structure_of
 from .model.design import Design
+from .model.parameters import Layout, Parameters, Scaling
 from .objective.laplace import pieces, working_weights
-from .objective.pirls import Blocked, Parameters
+from .objective.pirls import Blocked
 
 if TYPE_CHECKING:
     from .formula.model_data import ModelData
@@ -184,7 +185,7 @@ class MixedModel:
     @property
     def df(self) -> int:
         """Number of parameters: theta, beta, dispersions, and sigma of a linear model."""
-        return self._design.n_theta + self._design.p + len(self.family.phi_names) + self.is_linear
+        return self._layout.size
 
     @property
     def nobs(self) -> int:
@@ -242,9 +243,7 @@ class MixedModel:
     @property
     def undetermined(self) -> list[str]:
         """Parameters that a flat direction of the deviance moves; empty for an identified model."""
-        outside = self.nAGQ > 0 and not self.is_linear
-        names = self.theta_names + (list(self._data.x_names) if outside else [])
-        names += [f"log({n})" for n in self.family.phi_names]
+        names = self._names_in(self._problem.layout)
         return [names[i] for i in self._estimates.ridge]
 
     @property
@@ -306,12 +305,21 @@ class MixedModel:
         return Parameters(e.theta, e.beta, e.phi), tuple(e.u)
 
     @cached_property
+    def _layout(self) -> Layout:
+        """Of all parameters, whether or not the search profiled them out."""
+        return Layout(self._design.terms, self._design.p, len(self.family.phi_names), has_sigma=self.is_linear)
+
+    def _names_in(self, layout: Layout) -> list[str]:
+        """(P,) names of parameters."""
+        return layout.names(self.theta_names, self._data.x_names, self.family.phi_names)
+
+    @cached_property
     def _scaled(self) -> tuple[Design, Scaling]:
         """The design in internal units, where columns far from 0 cancel nothing, and the units."""
         problem = self._problem
         if isinstance(problem, GeneralisedProblem):
             return problem.design, problem.scaling
-        return scale_design(self._design, 0)
+        return scale_design(self._design, self._layout)
 
     @cached_property
     def _inside(self) -> tuple[Parameters, Blocked, Design]:
@@ -360,15 +368,14 @@ class MixedModel:
         names = list(self._data.x_names)
         if type == "robust":
             joint = inference.influence.robust_covariance(self, cluster)
-            joint.iloc[:, :] = self._shown(joint.to_numpy(), self._design.n_theta)
+            joint.iloc[:, :] = self._shown(joint.to_numpy(), self._layout.at.beta.start)
             return joint if full else joint.loc[names, names]
         if not full:
             return pd.DataFrame(self._shown(self._fixed_covariance(type)), names, names)
         if type == "rx":
             raise ValueError("vcov(full=True) needs type='hessian' or 'robust'")
-        labels = self.theta_names + names + [f"log({n})" for n in self.family.phi_names]
-        labels += ["log(sigma)"] if self.is_linear else []
-        return pd.DataFrame(self._shown(self._joint_covariance, self._design.n_theta), labels, labels)
+        labels = self._names_in(self._layout)
+        return pd.DataFrame(self._shown(self._joint_covariance, self._layout.at.beta.start), labels, labels)
 
     @property
     def _joint_covariance(self) -> np.ndarray:
@@ -414,8 +421,8 @@ class MixedModel:
                 return np.asarray(half @ _symmetric_inverse(information) @ half.T)
             known = _symmetric_inverse(separation.kept.T @ information @ separation.kept)
             return np.asarray(separation.basis @ known @ separation.basis.T)
-        t, p = self._design.n_theta, self._design.p
-        return self._estimates.covariance[t : t + p, t : t + p]
+        own = self._problem.layout.at.beta
+        return self._estimates.covariance[own, own]
 
     @property
     def zvalues(self) -> pd.Series:
@@ -512,14 +519,15 @@ class MixedModel:
         For a linear model it is theta -> what was minimised, beta and sigma profiled out.
         """
         problem, log_phi = self._problem, log_of(self._estimates.phi)
-        if problem.joint and not self.is_linear:  # of beta, too, which nAGQ = 0 has no function of
+        if not (problem.layout.has_beta or self.is_linear):  # of beta, too, which nAGQ = 0 has no function of
             problem = GeneralisedProblem(self._design, self.family, 1, self._spec.hessian)
-        begin, J = problem.start({}), problem.scaling.jacobian(problem.joint)
+        begin = problem.start({})
 
         @entry
         def at(*parts: Any) -> float:
             x = np.concatenate([np.asarray(part, float).reshape(-1) for part in parts])
-            return float(problem.evaluate(J @ x, begin.carry, begin.constant)[0])
+            inner: Any = problem.scaling.inner(x)
+            return float(problem.evaluate(inner, begin.carry, begin.constant)[0])
 
         if self.is_linear:
             return lambda theta: at(theta)

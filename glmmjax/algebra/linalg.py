@@ -423,3 +423,12 @@ def solve(factor: Factor, rhs: tuple[Array, ...], plan: Plan) -> tuple[Array, ..
             left = left - (matrix.reshape(-1, plan.size) @ solution).reshape(left.shape)
         x[e] = small_matmul(factor.inverse[e], left)
     return tuple(x)
+
+
+def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    """Blocks along the diagonal of one matrix."""
+    ends = np.cumsum([b.shape for b in blocks], axis=0)
+    out = np.zeros(ends[-1])
+    for (row, column), b in zip(ends, blocks, strict=True):
+        out[row - b.shape[0] : row, column - b.shape[1] : column] = b
+    return out

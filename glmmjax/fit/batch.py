@@ -14,7 +14,8 @@ import numpy as np
 
 from ..families import LOG_PHI_MAX, Family, reported
 from ..model.basis import cancelling_start, scale_many, scale_z
-from ..model.design import Design, Term, off_ridge
+from ..model.design import Design, off_ridge
+from ..model.parameters import Layout
 from . import optimise as opt
 from .glmm import impossible
 from .lanes import Ends, Engine, Generalised, Kind, Linear
@@ -78,7 +79,7 @@ class Many:
 
 
 def scale(design: Design, linear: bool) -> tuple[Design, np.ndarray, np.ndarray, np.ndarray]:
-    """The design in internal units, A (B or 1, p, p) as in `_fit.Scaling`, and C and C^-1 as `_basis.scale_many`."""
+    """The design in internal units, A (B or 1, p, p) as in `Scaling`, and C and C^-1 as `_basis.scale_many`."""
     out, C, inverse = scale_many(design)
     X = np.asarray(design.X)
     p = X.shape[-1]
@@ -190,8 +191,8 @@ def _search_block(
 ) -> Many:
     """The same, from one start."""
     kind, start = engine.kind, start or {}
-    linear = isinstance(kind, Linear)
-    scaled, A, C, C_inverse = scale(design, linear)
+    scaled, A, C, C_inverse = scale(design, isinstance(kind, Linear))
+    layout = kind.layout(design)
     C_inverse = np.broadcast_to(C_inverse, (engine.block, *C.shape[1:]))[:count]
     family = kind.family if isinstance(kind, Generalised) else None
     phi = np.zeros(0) if family is None else family.finite_start(start.get("phi", family.phi_start()))
@@ -199,21 +200,20 @@ def _search_block(
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
-        if family is not None and family.limit and family.phi_names:
-            far = np.log(FAR * np.maximum(1.0, np.max(design.y, axis=-1))) * np.ones(engine.block)
-            ends = _settle_dispersions(ends, again, family, far[:count], design.y.shape[-1], bool(limits.hessian))
+        if family is not None and family.limit and layout.n_phi:
+            ends = _settle_dispersions(ends, again, family, layout, design.y, limits)
         if not limits.hessian:
-            return _settle_singular(ends, again, design.terms, linear)[0]
-        ends = _settle(ends, again, design.terms, linear)
+            return _settle_singular(ends, again, kind, layout)[0]
+        ends = _settle(ends, again, kind, layout)
         if "theta" in start:
             return ends
-        ends, moved = _other_signs(ends, again, design.terms)
-        return _settle(ends, again, design.terms, linear) if moved else ends
+        ends, moved = _other_signs(ends, again, layout)
+        return _settle(ends, again, kind, layout) if moved else ends
 
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
-    made = judge(ends, kind, design.terms, A[:count], C_inverse, limits, rows[:count])
+    made = judge(ends, kind, layout, A[:count], C_inverse, limits, rows[:count])
     return _objections(made, ends, kind, design)
 
 
@@ -262,32 +262,32 @@ def _shape(H: np.ndarray) -> _Shape:
     return _Shape(values, vectors, units, finite)
 
 
-def _settle(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], linear: bool) -> Ends:
+def _settle(ends: Ends, again: Callable[..., Ends], kind: Kind, layout: Layout) -> Ends:
     """Minima in canonical form, as `_fit` has them."""
     for _ in range(SETTLINGS):
-        ends, settled = _settle_singular(_leave_saddles(ends, again), again, terms, linear)
+        ends, settled = _settle_singular(_leave_saddles(ends, again), again, kind, layout)
         if _shape(ends.hessian[settled]).minimum.all():
             break
     return ends
 
 
-def _other_signs(ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...]) -> tuple[Ends, bool]:
+def _other_signs(ends: Ends, again: Callable[..., Ends], layout: Layout) -> tuple[Ends, bool]:
     """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
-    t, moved = sum(term.structure.n_theta for term in terms), False
-    for term in filter(lambda term: term.structure.has_mirror, terms):
+    at, moved = layout.at.theta, False
+    for term in filter(lambda term: term.structure.has_mirror, layout.terms):
         shape = _shape(ends.hessian)
         variance = (
             2.0
             * np.square(shape.units)
             * (np.square(shape.vectors) / np.maximum(shape.values, NOISE)[:, None, :]).sum(-1)
         )
-        open_ = term.structure.undecided(ends.x[:, :t][:, term.theta], variance[:, :t][:, term.theta])
+        open_ = term.structure.undecided(ends.x[:, at][:, term.theta], variance[:, at][:, term.theta])
         which = np.flatnonzero(open_ & shape.finite & (ends.numbers[:, 2] == opt.CONVERGED))
         if not which.size:
             continue
         x = ends.x[which].copy()
-        for row in x:
-            row[:t][term.theta] = term.structure.mirrored(row[:t][term.theta])
+        for theta in x[:, at]:
+            theta[term.theta] = term.structure.mirrored(theta[term.theta])
         new = again(which, x, np.stack([safe_inverse(H) for H in ends.hessian[which]]))
         better = new.numbers[:, 0] < ends.numbers[which, 0] - ANOTHER
         ends = _replaced(ends, which, new, better)
@@ -318,26 +318,26 @@ def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
 
 
 def _settle_dispersions(
-    ends: Ends, again: Callable[..., Ends], family: Family, far: np.ndarray, rows: int, hessian: bool
+    ends: Ends, again: Callable[..., Ends], family: Family, layout: Layout, y: np.ndarray, limits: opt.Limits
 ) -> Ends:
-    """Fits at the family's limit where that costs nothing, as in `_fit`; without Hessians those that ended beyond `far`
-    (B,), a log of dispersions."""
-    finite = np.isfinite(ends.numbers[:, 0])
-    if not hessian:
+    """Fits at the family's limit where that costs nothing, as in `_fit`; without Hessians those that ended far out."""
+    finite, last, rest = np.isfinite(ends.numbers[:, 0]), layout.at.log_phi, slice(layout.at.log_phi.start)
+    far = np.resize(np.log(FAR * np.maximum(1.0, np.max(y, axis=-1))), finite.size)
+    if not limits.hessian:
         x = np.array(ends.x)
-        x[:, -1] = np.where(finite & (x[:, -1] > far), LOG_PHI_MAX, x[:, -1])
+        x[:, last] = np.where((finite & (x[:, last] > far[:, None]).all(1))[:, None], LOG_PHI_MAX, x[:, last])
         return ends._replace(x=x)
-    which = np.flatnonzero(finite & np.array([barely_dispersed(H) for H in ends.hessian], bool))
+    which = np.flatnonzero(finite & np.array([barely_dispersed(H, layout) for H in ends.hessian], bool))
     if not which.size:
         return ends
 
     def moved(which: np.ndarray, log_phi: Any, limit: int | None = None) -> Ends:
         x = np.array(ends.x[which])
-        x[:, -1] = log_phi
+        x[:, last] = np.reshape(log_phi, (-1, 1))
         inverse = np.zeros((which.size, x.shape[1], x.shape[1]))
-        inverse[:, -1, -1] = 1.0
-        for i, H in enumerate(ends.hessian[which, :-1, :-1]):
-            inverse[i, :-1, :-1] = safe_inverse(H) if np.isfinite(H).all() else np.eye(H.shape[0]) / rows
+        inverse[:, last, last] = 1.0
+        for i, H in enumerate(ends.hessian[which, rest, rest]):
+            inverse[i, rest, rest] = safe_inverse(H) if np.isfinite(H).all() else np.eye(H.shape[0]) / y.shape[-1]
         return again(which, x, inverse, limit)
 
     new = moved(which, LOG_PHI_MAX)
@@ -348,7 +348,7 @@ def _settle_dispersions(
         return ends
     inwards = moved(which, far[which], 1)
     ends = _replaced(ends, which, inwards, np.zeros(which.size, bool))
-    which = which[inwards.g[:, -1] > 0.0]
+    which = which[(inwards.g[:, last] > 0.0).all(1)]
     if not which.size:
         return ends
     new = moved(which, np.log(family.phi_start()[-1]))
@@ -366,15 +366,13 @@ def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> End
     return out
 
 
-def _settle_singular(
-    ends: Ends, again: Callable[..., Ends], terms: tuple[Term, ...], linear: bool
-) -> tuple[Ends, np.ndarray]:
+def _settle_singular(ends: Ends, again: Callable[..., Ends], kind: Kind, layout: Layout) -> tuple[Ends, np.ndarray]:
     """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing, and the numbers of the
     datasets where that was done; see `_fit`."""
-    t = sum(term.structure.n_theta for term in terms)
-    theta = ends.x[:, :t]
+    at = layout.at.theta
+    theta = ends.x[:, at]
     proposal = theta.copy()
-    for term in terms:
+    for term in layout.terms:
         part = proposal[:, term.theta]
         near = np.flatnonzero(np.isfinite(part).all(axis=1) & term.structure.singular(part, NEAR_ZERO))
         part[near] = term.structure.settled(part[near], NEAR_ZERO)
@@ -382,16 +380,16 @@ def _settle_singular(
     if not which.size:
         return ends, which
     x = ends.x[which].copy()
-    x[:, :t] = proposal[which]
+    x[:, at] = proposal[which]
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
     new = again(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
     new.numbers[:, 1:3] = ends.numbers[which, 1:3]  # the search is still the first one
     ends = _replaced(ends, which, new, take)
     which = which[take]
-    if linear and which.size:  # at an exact zero the curvature cannot be read off the gradient
+    if isinstance(kind, Linear) and which.size:  # at an exact zero the curvature cannot be read off the gradient
         x = x[take]
-        x[:, :t] = [off_ridge(theta, terms, BESIDE, BESIDE) for theta in x[:, :t]]
+        x[:, at] = [off_ridge(theta, layout.terms, BESIDE, BESIDE) for theta in x[:, at]]
         beside = again(which, x, inverse[take], 1)
         ends.hessian[which] = beside.hessian
         ends.numbers[which, 3:] += beside.numbers[:, 3:]
@@ -401,7 +399,7 @@ def _settle_singular(
 def judge(
     ends: Ends,
     kind: Kind,
-    terms: tuple[Term, ...],
+    layout: Layout,
     A: np.ndarray,
     C_inverse: np.ndarray,
     limits: opt.Limits,
@@ -413,35 +411,34 @@ def judge(
         A: (B or 1, p, p) and C_inverse: (B, n_theta, n_theta), as `scale`. rows: (B,) rows of each dataset.
     """
     B, P = ends.x.shape
-    t, p = C_inverse.shape[-1], A.shape[-1]
+    at, p = layout.at, layout.p
     f, status = ends.numbers[:, 0], ends.numbers[:, 2].astype(int)
     linear = isinstance(kind, Linear)
-    outer = not linear and kind.nAGQ > 0  # type: ignore[attr-defined]
 
     hessian = ends.hessian if linear or limits.hessian else np.broadcast_to(np.eye(P), ends.hessian.shape)
     if not linear:  # the deviance does not depend on an infinite dispersion
-        hessian = hessian + np.eye(P) * at_limit(kind.family, ends.x)[:, None]  # type: ignore[attr-defined]
+        hessian = hessian + np.eye(P) * at_limit(kind.family, layout, ends.x)[:, None]  # type: ignore[attr-defined]
     shape = _shape(hessian)
     along = (shape.vectors.transpose(0, 2, 1) @ (shape.units * ends.g)[:, :, None])[..., 0]
     weight = np.where(shape.flat, 0.0, 1.0 / np.where(shape.flat, 1.0, shape.values))
     decrement = 0.5 * np.sum(weight * along**2, axis=1)
     use = shape.finite & np.isfinite(decrement) & bool(limits.hessian)
     decrement = np.where(use, decrement, ends.numbers[:, 1])
-    theta = (C_inverse @ ends.x[:, :t, None])[..., 0]
-    for term in terms:
+    theta = (C_inverse @ ends.x[:, at.theta, None])[..., 0]
+    for term in layout.terms:
         theta[:, term.theta] *= term.structure.flip(theta[:, term.theta])[0]
     theta += 0.0
     if p:
         solve = np.linalg.inv(A)
-        internal = ends.x[:, t : t + p] if outer else ends.tail[:, :p]
+        internal = ends.x[:, at.beta] if layout.has_beta else ends.tail[:, :p]
         beta = ends.tail[:, 1 : 1 + p] if linear else (solve @ internal[:, :, None])[..., 0]
     else:
         solve, beta = np.zeros((1, 0, 0)), np.zeros((B, 0))
-    phi = reported(ends.x[:, (t + p if outer else t) :]) if not linear else np.zeros((B, 0))
+    phi = reported(ends.x[:, at.log_phi])
 
     df = np.full((B, p), np.nan)
     if linear and kind.ddf:  # type: ignore[attr-defined]
-        df = _satterthwaite(ends.more, t, p, rows - (p if kind.REML else 0))  # type: ignore[attr-defined]
+        df = _satterthwaite(ends.more, theta.shape[1], p, rows - (p if kind.REML else 0))  # type: ignore[attr-defined]
     converged = np.asarray(shape.minimum & np.isfinite(f) & (decrement < 10.0 * float(limits.tol)))
     late = (status == opt.LINE_SEARCH) | (status == opt.EVALUATION_LIMIT)
     status = np.where(converged & late, opt.CONVERGED, status)
@@ -454,17 +451,17 @@ def judge(
         RX = ends.tail[:, 1 + p :].reshape(B, p, p)
         half = _inverse(RX)
         vcov = sigma[:, None, None] ** 2 * half @ half.transpose(0, 2, 1)
-    elif not outer:
+    elif not layout.has_beta:
         information = _inverse(ends.tail[:, p:].reshape(B, p, p))
         vcov = solve @ information @ solve.transpose(0, 2, 1)
     else:
         root = shape.units[:, :, None] * shape.vectors
         moved = np.abs(root) > UNDETERMINED * np.linalg.norm(root, axis=2, keepdims=True)
-        off = (moved & shape.flat[:, None, :]).any(axis=2)[:, t : t + p]
-        mine = solve @ root[:, t : t + p]
+        off = (moved & shape.flat[:, None, :]).any(axis=2)[:, at.beta]
+        mine = solve @ root[:, at.beta]
         vcov = 2.0 * (mine * weight[:, None, :]) @ mine.transpose(0, 2, 1)
         vcov[:, np.arange(p), np.arange(p)] = np.where(off, np.inf, np.diagonal(vcov, axis1=1, axis2=2))
-    known = (shape.finite & bool(limits.hessian)) | (not outer)
+    known = (shape.finite & bool(limits.hessian)) | (not layout.has_beta)
     vcov = np.where(known[:, None, None], vcov, np.nan)
     return Many(
         theta,
@@ -475,7 +472,7 @@ def judge(
         vcov,
         df,
         converged,
-        np.any([term.structure.singular(ends.x[:, :t][:, term.theta]) for term in terms], axis=0),
+        np.any([term.structure.singular(ends.x[:, at.theta][:, term.theta]) for term in layout.terms], axis=0),
         np.asarray(shape.flat.any(axis=1)),
         status,
         decrement,

@@ -20,16 +20,16 @@ from ..algebra.linalg import factorise, one_inverse, sandwich, spd_inverse
 from ..compiling import programs
 from ..compiling.memory import blocks, empty, triangle
 from ..compiling.precision import QUICK_OPTIONS, compile_with
-from ..families import Family, dispersions
+from ..families import Family
 from ..model.basis import scale_z
 from ..model.buckets import bucket_of
 from ..model.design import Design, factors, fixed_part, linear_predictor, off_ridge, over_devices
+from ..model.parameters import Layout, Parameters, Scaling
 from ..model.rows import sum_over_rows
 from ..objective.laplace import log_density_constant
 from ..objective.pirls import (
     CONVERGED,
     Blocked,
-    Parameters,
     Sums,
     find_mode,
     reduce_fixed,
@@ -41,14 +41,19 @@ from ..objective.pirls import (
 )
 from ..objective.quadrature import marginal
 from . import optimise as opt
-from .problem import PATH_LENGTH, Estimates, Problem, Scaling, Start, unpacked
+from .problem import PATH_LENGTH, Estimates, Problem, Start, unpacked
 from .separation import Separation, find, settled, stand_in, unsettled
 
 #: Rows (of a bucket), times quadrature nodes, up to which a fit with one factor is compiled with `QUICK_OPTIONS`.
 QUICK_ROWS = 2_048
 
 
-def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
+def layout_of(design: Design, family: Family, nAGQ: int = 1) -> Layout:
+    """(theta, beta, log phi), without beta for nAGQ = 0."""
+    return Layout(design.terms, design.p, len(family.phi_names), has_beta=nAGQ > 0)
+
+
+def scale_design(design: Design, layout: Layout) -> tuple[Design, Scaling]:
     """The design in internal units."""
     X = np.asarray(design.X)
     n, p = X.shape
@@ -58,7 +63,7 @@ def scale_design(design: Design, n_phi: int) -> tuple[Design, Scaling]:
         for rows in blocks(n):
             Xs[rows] = np.linalg.solve(A.T, X[rows].T).T
     scaled, basis = scale_z(design)
-    return replace(scaled, X=Xs), Scaling(A, basis, n_phi)
+    return replace(scaled, X=Xs), Scaling(layout, A, basis)
 
 
 def impossible(deviance: Any, n: int) -> Any:
@@ -92,6 +97,8 @@ def starting_values(
     better; then, unless theta is `fixed`, one EM step for each term's covariance, kept off the boundary. The metric
     has beta's information in that fit, and for theta a rule of thumb from numbers of levels.
     """
+
+    layout = layout_of(design, family, nAGQ)
 
     def means(rows: Design) -> tuple[Array, Array]:
         y, weights = jnp.asarray(rows.y), jnp.asarray(rows.weights)
@@ -130,10 +137,10 @@ def starting_values(
         eta = linear_predictor(b, beta, rows)
         _, score, w = family.derivatives(jnp.asarray(rows.y), eta, jnp.asarray(rows.weights), phi)
         w = w if family.canonical else safe_weights(eta, w, params, rows, family)
-        return row_sums(score, w, rows, nAGQ > 0 and design.p > 0)
+        return row_sums(score, w, rows, layout.has_beta and design.p > 0)
 
     sums = sum_over_rows(sums_of, design, b, mode.beta)
-    x, curvatures = [], []
+    thetas, curvatures = [], []
     for term in design.terms:
         columns, start = term.columns, theta[term.theta]
         t, information = T[term.block][columns, columns], sums.blocks.diagonal[term.block][:, columns, columns]
@@ -148,37 +155,33 @@ def starting_values(
         size = jnp.trace(cov) / t.shape[0]
         near = term.structure.theta_near(cov + (1e-3 * size + 1e-4) * eye)
         at = jnp.where(~fixed & good & jnp.isfinite(near).all(), near, start)
-        x.append(at)
+        thetas.append(at)
         reliable = jnp.clip(jnp.nan_to_num(reliability, nan=1.0), 0.05, 1.0)
         rough = jnp.where(fixed, term.structure.start(), at)  # columns of a given theta may be near 0
         curvatures.append(term.structure.curvature(rough, m, reliable))
     parts = [jnp.diag(1.0 / jnp.concatenate(curvatures))]
-    if nAGQ:
-        x.append(mode.beta)
-        if sums.fixed is not None:
-            factor = factorise(sums.blocks, T, design.plan)
-            information, _, _ = reduce_fixed(sums.fixed, score_u(sums.score, mode.u, T), factor, T, design)
-            information = 2.0 * jnp.where(jnp.isfinite(information), information, 0.0)
-            least = jnp.maximum(1e-8 * jnp.trace(information), 1e-8)
-            metric, _ = one_inverse(information + least * jnp.eye(design.p, dtype=information.dtype))
-            rough = jnp.diag(1.0 / jnp.maximum(jnp.diagonal(information), least))
-            parts.append(jnp.where(jnp.isfinite(metric).all(), metric, rough))
-    x.append(jnp.log(phi))
+    if sums.fixed is not None:
+        factor = factorise(sums.blocks, T, design.plan)
+        information, _, _ = reduce_fixed(sums.fixed, score_u(sums.score, mode.u, T), factor, T, design)
+        information = 2.0 * jnp.where(jnp.isfinite(information), information, 0.0)
+        least = jnp.maximum(1e-8 * jnp.trace(information), 1e-8)
+        metric, _ = one_inverse(information + least * jnp.eye(design.p, dtype=information.dtype))
+        rough = jnp.diag(1.0 / jnp.maximum(jnp.diagonal(information), least))
+        parts.append(jnp.where(jnp.isfinite(metric).all(), metric, rough))
     parts.append(jnp.eye(phi.shape[0], dtype=theta.dtype) / n)
     u = jax.tree.map(lambda a: jnp.where(good, a, 0.0), mode.u)
     carry = Carry(u, mode.beta, jnp.zeros((), jnp.int32))
     inverse = jax.scipy.linalg.block_diag(*[part for part in parts if part.shape[0]])
-    return jnp.concatenate(x), inverse, carry, log_density_constant(design, family)
+    x = layout.pack(jnp.concatenate(thetas), mode.beta, jnp.log(phi))
+    return x, inverse, carry, log_density_constant(design, family)
 
 
 def deviance_at(
     x: Array, carry: Carry, design: Design, family: Family, hessian: str, nAGQ: int
 ) -> tuple[Array, tuple[Carry, Array]]:
-    """Deviance without its constant at x = (theta, beta, log phi), or (theta, log phi) if nAGQ = 0."""
-    t, p = design.n_theta, design.p
-    beta = x[t : t + p] if nAGQ else carry.beta
-    phi = dispersions(x[t + p :] if nAGQ else x[t:])
-    deviance, at = marginal(Parameters(x[:t], beta, phi), design, family, carry.u, hessian, nAGQ)
+    """Deviance without its constant at x, in the layout of `layout_of`."""
+    params = layout_of(design, family, nAGQ).parameters(x, carry.beta)
+    deviance, at = marginal(params, design, family, carry.u, hessian, nAGQ)
     return deviance, (Carry(at.u, at.beta, at.status), at.iterations)
 
 
@@ -244,16 +247,16 @@ def start_options(design: Design) -> dict[str, Any] | None:
 
 
 class GeneralisedProblem(Problem):
-    """A GLMM: theta, beta and log phi outside (theta alone for nAGQ = 0), PIRLS inside."""
+    """A GLMM: theta, beta and log phi outside (without beta for nAGQ = 0), PIRLS inside."""
 
     def __init__(self, design: Design, family: Family, nAGQ: int, hessian: str, exact: bool = False) -> None:
-        self.design, self.scaling = scale_design(design, len(family.phi_names))
+        self.design, self.scaling = scale_design(design, layout_of(design, family, nAGQ))
         if jax.default_backend() != "cpu":  # there once; on a CPU every program takes NumPy arrays as they are
             self.design = jax.device_put(self.design)
         self._bucket = bucket_of(self.design)
         self._padded = self._bucket.pad(self.design)  # what programs take, and carries have the shape of
         self.original, self.family, self.hessian, self.nAGQ = design, family, hessian, nAGQ
-        self.joint, self.exact = nAGQ == 0, exact
+        self.exact = exact
         self._held = programs.Held()
 
     @property
@@ -311,14 +314,13 @@ class GeneralisedProblem(Problem):
         return Start(*self._programs[0](*self._start_from(start), self._padded))
 
     def start(self, start: dict[str, np.ndarray]) -> Start:
-        design, beta = self.original, start.get("beta")
-        begin = self._begin(start)
+        beta, begin = start.get("beta"), self._begin(start)
         if beta is None:
             return begin
         own = self.scaling.A @ beta
         x = np.array(begin.x)
-        if self.nAGQ:
-            x[design.n_theta : design.n_theta + design.p] = own
+        if self.layout.has_beta:
+            x[self.layout.at.beta] = own
         return begin._replace(x=x, carry=begin.carry._replace(beta=own))
 
     def minimise(self, begin: Start, limits: opt.Limits, metric: str) -> opt.Found:
@@ -349,7 +351,7 @@ class GeneralisedProblem(Problem):
 
     def unsettled(self, estimates: Estimates, separation: Separation) -> Estimates:
         extra = stand_in(self.family, estimates.phi, separation)
-        return unsettled(estimates, separation, self.original, self.family, self.joint, extra)
+        return unsettled(estimates, separation, self.original, self.family, self.layout, extra)
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return step(state, begin.inverse, tighter(limits), begin.constant, self._padded, *self._static)

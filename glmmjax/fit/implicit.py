@@ -9,7 +9,7 @@ with exact H and mixed derivative (implicit function theorem; Gould et al. 2016,
 rule calls the fit it belongs to, so it can be differentiated again. Everything else that is returned is a
 differentiable function of x^ and the data.
 
-Internal units (`_fit.Scaling`) are constants to it: any fixed units give the same estimates.
+Internal units (`Scaling`) are constants to it: any fixed units give the same estimates.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from ..families import Family, dispersions, most_log_phi
 from ..families import get as get_family
 from ..model.basis import scale_traced
 from ..model.design import Design, Term, factors, linear_predictor, off_ridge, u_from_blocks
+from ..model.parameters import Layout, Parameters
 from ..objective.laplace import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
-from ..objective.pirls import Parameters, is_symbolic_zero, unspool
+from ..objective.pirls import is_symbolic_zero, unspool
 from ..objective.pls import criterion, cross_products, fixed_effects, profile
 from ..objective.quadrature import check_nodes
 from . import optimise as opt
@@ -251,18 +252,14 @@ def _fit(design: Design, given: dict[str, Array], limits: opt.Limits, kind: Kind
     """
     scaled, A, C_inverse, start = _prepare(design, given, kind)
     found = optimum(scaled, start, limits, kind)
-    H = _hessian(found.x, found.hint, scaled, kind) if covariance and not _profiles_beta(kind) else None
+    outside = kind.layout(design).has_beta
+    H = _hessian(found.x, found.hint, scaled, kind) if covariance and outside else None
     return _estimates(found, H, design, scaled, A, C_inverse, kind, covariance)
-
-
-def _profiles_beta(kind: Kind) -> bool:
-    """Whether beta is not among the parameters of the search."""
-    return isinstance(kind, Linear) or kind.nAGQ == 0
 
 
 @partial(jax.jit, static_argnames=("kind",))
 def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Design, Array, Array, _Start]:
-    """The design in internal units, A as in `_fit.Scaling` and C^-1 as in `_basis`, and where the search starts."""
+    """The design in internal units, A as in `Scaling` and C^-1 as in `basis`, and where the search starts."""
     scaled, A, C, C_inverse = _scale(design, kind)
     dtype = scaled.y.dtype
     theta = off_ridge(C @ given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype), design.terms)
@@ -285,7 +282,7 @@ def _dependent(X: Array) -> Array:
 
 
 def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array, Array]:
-    """The design in internal units, A (p, p) as in `_fit.Scaling`, and C and C^-1 as in `_basis`: all constants to
+    """The design in internal units, A (p, p) as in `Scaling`, and C and C^-1 as in `basis`: all constants to
     derivatives."""
     scaled, C, C_inverse = scale_traced(design)
     eye = jnp.eye(design.p, dtype=C.dtype)
@@ -314,18 +311,19 @@ def optimum(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
 def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Optimum:
     extra, begin = kind.begin(design, start.theta, start.phi, start.fixed)
     x0, inverse, carry, constant = jax.tree.map(lambda a: jnp.asarray(a), tuple(begin))
+    layout = kind.layout(design)
     if isinstance(kind, Generalised):
-        t, own = design.n_theta, jnp.where(jnp.isfinite(start.beta), start.beta, carry.beta)
+        own = jnp.where(jnp.isfinite(start.beta), start.beta, carry.beta)
         carry = carry._replace(beta=own)
-        x0 = x0.at[t : t + design.p].set(own) if kind.nAGQ else x0
+        x0 = x0.at[layout.at.beta].set(own) if layout.has_beta else x0
     objective = kind.objective(kind.data(design, extra), constant)
     end = opt.minimise(objective, x0, inverse, carry, _reachable(kind.limits(limits)), 1, kind.move)
 
     x_end, g, H = end.x, end.g, end.hessian
-    if isinstance(kind, Generalised) and kind.family.limit and kind.family.phi_names:
+    if isinstance(kind, Generalised) and kind.family.limit and layout.n_phi:
         # a search towards an infinite dispersion ends far out, where nothing depends on it any more
-        far = x_end[-1] > jnp.log(FAR * jnp.maximum(1.0, design.y.max()))
-        last = jnp.arange(x_end.shape[0]) == x_end.shape[0] - 1
+        last = np.isin(np.arange(layout.size), np.arange(layout.size)[layout.at.log_phi])
+        far = (x_end[layout.at.log_phi] > jnp.log(FAR * jnp.maximum(1.0, design.y.max()))).all()
         g = jnp.where(far & last, 0.0, g)
         x_end = jnp.where(far & last, most_log_phi(x_end.dtype), x_end)
         H = jnp.where(far & (last[:, None] | last), jnp.diag(last.astype(H.dtype)), H)
@@ -340,7 +338,9 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
     # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `_fit`
     near = converged | (minimum & (decrement < LAST_STEP))
     x = x_end - jnp.where(near, inverse @ g, 0.0)
-    settled = _settle(x, design.terms)
+    parts = layout.unpack(x)
+    theta = [term.structure.settled(parts.theta[term.theta], NEAR_ZERO) for term in design.terms]
+    settled = layout.pack(jnp.concatenate(theta), *parts[1:])
     values = jax.lax.map(lambda v: deviance(v, end.carry, design, kind), jnp.stack([x_end, settled]))
     x = jnp.where(near & (values[1] <= values[0] + ZERO_COST), settled, jnp.where(near, x, x_end))
     return Optimum(x, end.carry, H, status.astype(jnp.int32), end.evaluations)
@@ -398,12 +398,6 @@ def _no_tangent(a: Array) -> Any:
 optimum.defjvp(_implicit_rule, symbolic_zeros=True)
 
 
-def _settle(x: Array, terms: tuple[Term, ...]) -> Array:
-    """x with columns of T near 0 at exactly 0 and rank-deficient T in lme4's form."""
-    theta = jnp.concatenate([term.structure.settled(x[term.theta], NEAR_ZERO) for term in terms])
-    return jnp.concatenate([theta, x[theta.shape[0] :]])
-
-
 class Curvature(NamedTuple):
     """`_fit.Curvature` in the graph."""
 
@@ -438,11 +432,10 @@ def differentiable_inverse(H: Array) -> Array:
     return 2.0 * K - K @ H @ K
 
 
-def _runs_off(H: Array, design: Design, to_user: Array) -> Array:
+def _runs_off(H: Array, layout: Layout, to_user: Array) -> Array:
     """(p,) which fixed effects move along directions that the data do not determine: they have no variance."""
     shape = curvature(H)
-    t = design.n_theta
-    root = to_user @ (shape.units[:, None] * shape.vectors)[t : t + design.p]
+    root = to_user @ (shape.units[:, None] * shape.vectors)[layout.at.beta]
     moved = jnp.abs(root) > UNDETERMINED * jnp.linalg.norm(root, axis=1, keepdims=True)
     return (moved & (shape.values < FLAT)).any(axis=1)
 
@@ -467,12 +460,13 @@ def _estimates(
     else:
         beta, phi, sigma, u, objective, vcov = _generalised(found, H, scaled, kind, covariance)
     to_user = jax.scipy.linalg.solve_triangular(A, jnp.eye(design.p, dtype=A.dtype)) if design.p else A
-    theta, beta = C_inverse @ found.x[: design.n_theta], to_user @ beta
+    layout = kind.layout(design)
+    theta, beta = C_inverse @ found.x[layout.at.theta], to_user @ beta
     if covariance:
         vcov = to_user @ vcov @ to_user.T
     if H is not None:
         at = jnp.arange(design.p)
-        vcov = vcov.at[at, at].set(jnp.where(_runs_off(H, design, to_user), jnp.inf, jnp.diagonal(vcov)))
+        vcov = vcov.at[at, at].set(jnp.where(_runs_off(H, layout, to_user), jnp.inf, jnp.diagonal(vcov)))
     b = unspool(u, factors(theta, design))
     return DesignFit(
         theta=_canonical(theta, design.terms),
@@ -490,15 +484,15 @@ def _estimates(
 
 def _generalised(found: Optimum, H: Array | None, design: Design, kind: Generalised, covariance: bool) -> Any:
     """beta, phi, sigma, u, objective and the covariance of beta in internal units."""
-    x, t, p = found.x, design.n_theta, design.p
+    x, layout = found.x, kind.layout(design)
     value, (carry, _) = deviance_at(x, found.hint, design, kind.family, kind.curvature, kind.nAGQ)
-    log_phi = x[t + p :] if kind.nAGQ else x[t:]
+    log_phi = x[layout.at.log_phi]
     phi = jnp.where(log_phi < most_log_phi(log_phi.dtype), dispersions(log_phi), jnp.inf)
     vcov = None
     if H is not None:
-        vcov = 2.0 * differentiable_inverse(H)[t : t + p, t : t + p]
+        vcov = 2.0 * differentiable_inverse(H)[layout.at.beta, layout.at.beta]
     elif covariance:
-        at = Parameters(x[:t], carry.beta, phi)
+        at = Parameters(x[layout.at.theta], carry.beta, phi)
         vcov = jnp.linalg.inv(pieces(at, carry.u, design, kind.family, kind.curvature)[1])
     return carry.beta, phi, jnp.ones_like(value), carry.u, value + log_density_constant(design, kind.family), vcov
 

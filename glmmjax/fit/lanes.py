@@ -25,12 +25,13 @@ from ..compiling import programs
 from ..compiling.precision import LANE_OPTIONS, compile_with
 from ..families import Family
 from ..model.design import Design, Term
+from ..model.parameters import Layout
 from ..objective.laplace import pieces
-from ..objective.pirls import Parameters, zero_u
+from ..objective.pirls import zero_u
 from ..objective.pls import cross_products
 from . import optimise as opt
 from .glmm import Carry as Modes
-from .glmm import make_objective, starting_values, tighter
+from .glmm import layout_of, make_objective, starting_values, tighter
 from .lmm import TIGHTER, begin, in_units_of_X, make_move
 from .lmm import make_objective as make_linear_objective
 from .problem import Start
@@ -56,6 +57,9 @@ def cores() -> int:
 
 class Kind(Protocol):
     """A kind of model as the engine sees it: hashable, with pure functions of one dataset."""
+
+    def layout(self, design: Design) -> Layout:
+        """Of the parameters of the search."""
 
     def begin(self, design: Design, theta: Array, phi: Array, fixed: Array) -> tuple[Any, Start]:
         """What the search needs beside the design, and where it starts."""
@@ -101,6 +105,9 @@ class Generalised:
     nAGQ: int
     exact: bool = False
 
+    def layout(self, design: Design) -> Layout:
+        return layout_of(design, self.family, self.nAGQ)
+
     def begin(self, design: Design, theta: Array, phi: Array, fixed: Array) -> tuple[Any, Start]:
         return (), Start(*starting_values(theta, phi, fixed, design, self.family, self.nAGQ))
 
@@ -116,10 +123,10 @@ class Generalised:
 
     def tail(self, state: opt.State, data: Any) -> Array:
         beta: Array = state.carry.beta
-        if self.nAGQ:
+        layout = self.layout(data)
+        if layout.has_beta:
             return beta
-        t = data.n_theta
-        params = Parameters(state.x[:t], beta, jnp.exp(state.x[t:]))
+        params = layout.parameters(state.x, beta)
         return jnp.concatenate([beta, pieces(params, state.carry.u, data, self.family, self.curvature)[1].reshape(-1)])
 
     def limits(self, limits: opt.Limits) -> opt.Limits:
@@ -148,6 +155,9 @@ class Linear:
     ddf: bool
 
     exact = False
+
+    def layout(self, design: Design) -> Layout:
+        return Layout(design.terms, design.p, has_beta=False)
 
     def begin(self, design: Design, theta: Array, phi: Array, fixed: Array) -> tuple[Any, Start]:
         return cross_products(design), begin(theta, 1.0 - fixed.astype(theta.dtype), design)

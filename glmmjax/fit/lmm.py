@@ -22,6 +22,7 @@ from ..algebra.bordered import Columns, quadratic, selected_inverse
 from ..algebra.linalg import (
     Blocks,
     Factor,
+    block_diagonal,
     eliminate,
     one_inverse,
     penalised,
@@ -40,6 +41,7 @@ from ..families import Gaussian
 from ..model.basis import scale_z
 from ..model.buckets import bucket_of
 from ..model.design import Design, Term, factors, factors_of, linear_predictor, off_ridge
+from ..model.parameters import Layout, Scaling
 from ..objective.pirls import Blocked, newton_step, row_sums, squared_norm, unspool
 from ..objective.pls import (
     CrossProducts,
@@ -53,7 +55,7 @@ from ..objective.pls import (
 )
 from . import optimise as opt
 from .glmm import one_fit_options
-from .problem import PATH_LENGTH, Estimates, Problem, Scaling, Start, block_diagonal, unpacked
+from .problem import PATH_LENGTH, Estimates, Problem, Start, unpacked
 
 #: Columns of T below this say nothing of the curvature there.
 LEAST_COLUMN = 1e-6
@@ -401,7 +403,6 @@ def begin(theta: Any, fresh: Any, design: Design) -> Start:
 class LinearProblem(Problem):
     """An LMM: theta outside, beta and sigma profiled out; the data as cross-products."""
 
-    joint = True
     guided = True
     by_rows = False
 
@@ -409,7 +410,7 @@ class LinearProblem(Problem):
         self._scaled, basis = scale_z(design)
         self.original, self.REML, self.exact = design, REML, exact
         self.family = Gaussian()
-        self.scaling = Scaling(np.eye(design.p), basis, 0)
+        self.scaling = Scaling(Layout(design.terms, design.p, has_beta=False), np.eye(design.p), basis)
         self._cross: CrossProducts | None = None
         self._held = programs.Held()  # compiled for these shapes
         self._bucket = bucket_of(self._scaled)
@@ -465,9 +466,11 @@ class LinearProblem(Problem):
         return self.cross, self._reml, self.original.plan, self.original.terms
 
     def complete(self, estimates: Estimates, carry: Carry) -> Estimates:
-        rows = int(np.count_nonzero(self.original.weights))
-        size = rows - (self.original.p if self.REML else 0)
-        return replace(estimates, sigma=float(np.sqrt(carry.r2 / size)), RX=np.asarray(carry.schur))
+        return replace(estimates, sigma=self.sigma(carry), RX=np.asarray(carry.schur))
+
+    def sigma(self, carry: Carry) -> float:
+        size = int(np.count_nonzero(self.original.weights)) - (self.original.p if self.REML else 0)
+        return float(np.sqrt(carry.r2 / size))
 
     def finish(self, found: opt.Found) -> opt.Found:
         out: opt.Found = _finish(found, self.cross)

@@ -16,8 +16,9 @@ import numpy as np
 from jax import Array
 
 from ..families import LOG_PHI_MAX, Family, reported
-from ..model.basis import Basis, cancelling_start
+from ..model.basis import cancelling_start
 from ..model.design import Design, off_ridge
+from ..model.parameters import Layout, Parameters, Scaling
 from . import optimise as opt
 from .separation import Separation
 
@@ -44,29 +45,6 @@ ANOTHER = 1e-6
 SETTLINGS = 3
 #: evaluations whose point and deviance are kept
 PATH_LENGTH = 64
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Internal units of a design, undone exactly in every result.
-
-    X = Xs A with Xs'Xs = n I (A from the QR factorisation of X), so that beta_s = A beta; z and theta as in `_basis`.
-    """
-
-    A: np.ndarray  # (p, p)
-    basis: Basis
-    n_phi: int
-
-    def jacobian(self, joint: bool) -> np.ndarray:
-        """d(internal parameters) / d(theta, beta, log phi); without beta if `joint`."""
-        parts = [self.basis.C, *([] if joint else [self.A]), np.eye(self.n_phi)]
-        return block_diagonal(parts)
-
-    def external(self, x: np.ndarray, joint: bool) -> np.ndarray:
-        """Internal -> (theta, beta, log phi), or without beta if `joint`; along the first axis of x."""
-        t, p = self.basis.C.shape[0], 0 if joint else self.A.shape[0]
-        beta = np.linalg.solve(self.A, x[t : t + p]) if p else x[t:t]
-        return np.concatenate([self.basis.outer(x[:t]), beta, x[t + p :]])
 
 
 @dataclass(frozen=True)
@@ -136,20 +114,23 @@ class Problem:
 
     Attributes:
         original: the design in the user's units.
-        scaling: between these and the internal ones.
-        joint: whether beta is not among the outer parameters.
+        scaling: between these and the internal ones, of the parameters of the search.
         exact: whether the search ends with an exact Hessian instead of one by differences.
     """
 
     original: Design
     scaling: Scaling
     family: Family
-    joint: bool
     exact: bool
     #: whether a search with its own metric reports that as the Hessian
     guided: bool = False
     #: called in another thread while programs are compiled, if they have to be
     meanwhile: Callable[[], None] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Of the parameters of the search."""
+        return self.scaling.layout
 
     def with_rows(self, name: str, values: np.ndarray) -> Self:
         """The same design with another "y" or other "weights" (n,), where rows of weight 0 count as absent.
@@ -199,6 +180,17 @@ class Problem:
         """Add what only this kind of model estimates."""
         return estimates
 
+    def sigma(self, carry: Any) -> float:
+        """Residual standard deviation at the end of a search."""
+        return 1.0
+
+    def natural(self, x: np.ndarray, carry: Any) -> Parameters:
+        """theta, beta and phi in the user's units at the end of a search."""
+        theta, beta, log_phi, _ = self.layout.unpack(self.scaling.outer(x))
+        if not self.layout.has_beta:
+            beta = self.scaling.beta(np.asarray(carry.beta))
+        return Parameters(theta, beta, reported(log_phi))
+
     def run(self, begin: Start, limits: opt.Limits, metric: str, verbose: Any = False) -> opt.Found:
         """Search from a start; the result is on the host."""
         out = self._search(begin, limits, metric, verbose)
@@ -227,7 +219,7 @@ class Problem:
             best = float(state.f)
             if not np.isfinite(best):  # nothing accepted yet: what was evaluated
                 best = float(state.path[0, -2])
-            report(int(state.evaluations), best, self.external(np.asarray(state.x)))
+            report(int(state.evaluations), best, self.scaling.outer(np.asarray(state.x)))
         out: opt.Found = jax.device_get(self.finish(opt.found(state)))
         return out
 
@@ -243,24 +235,10 @@ class Problem:
         """What `minimise` does to the end of its search."""
         return found
 
-    def external(self, x: np.ndarray) -> np.ndarray:
-        """Internal parameters -> (theta, beta, log phi), or without beta if `joint`."""
-        return self.scaling.external(x, self.joint)
-
 
 def unpacked(packed: Any, begin: Start) -> opt.Found:
     """On the host, the end of a search that `_optimise.pack` has packed."""
     return opt.unpack(np.asarray(packed), begin.x.size, PATH_LENGTH, begin.carry)
-
-
-def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """Square blocks along the diagonal of one matrix."""
-    size = sum(b.shape[0] for b in blocks)
-    out, at = np.zeros((size, size)), 0
-    for b in blocks:
-        out[at : at + b.shape[0], at : at + b.shape[0]] = b
-        at += b.shape[0]
-    return out
 
 
 def safe_inverse(H: np.ndarray) -> np.ndarray:
@@ -355,9 +333,10 @@ def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estima
     Raises:
         ValueError: the deviance is not finite there.
     """
-    begin = problem.start({"theta": x[: problem.original.n_theta]})
+    at = problem.layout.at
+    begin = problem.start({"theta": x[at.theta]})
     limits = opt.Limits(0.1 * enough, 1, not problem.exact)
-    state = problem._search(begin._replace(x=problem.scaling.jacobian(problem.joint) @ x), limits, "own", False)
+    state = problem._search(begin._replace(x=problem.scaling.inner(x)), limits, "own", False)
     if not np.isfinite(state.f):
         raise ValueError("the deviance is not finite at this point")
     if problem.guided or problem.exact:  # a search's own metric says nothing about a point that is no minimum
@@ -368,9 +347,10 @@ def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estima
     separation = problem.separation(begin)
     if separation is None:
         return found
-    t, p = problem.original.n_theta, 0 if problem.joint else problem.original.p
-    at = np.concatenate([x[:t], separation.known(x[t : t + p]) if p else x[:0], x[t + p :]])
-    rest = problem.unsettled(estimate_at(problem.settled(separation), at, enough), separation)
+    known = np.array(x)
+    if problem.layout.has_beta:
+        known[at.beta] = separation.known(x[at.beta])
+    rest = problem.unsettled(estimate_at(problem.settled(separation), known, enough), separation)
     near = rest.converged and found.objective - rest.objective < enough
     stats = rest.stats if near else replace(rest.stats, status=opt.NOT_MINIMUM, message=opt.MESSAGES[opt.NOT_MINIMUM])
     return replace(rest, beta=found.beta, u=found.u, objective=found.objective, converged=near, stats=stats)
@@ -397,11 +377,11 @@ class Curvature(NamedTuple):
         return bool(np.isfinite(self.values).all() and self.values.min(initial=0.0) > CONCAVE)
 
 
-def at_limit(family: Family, x: np.ndarray) -> np.ndarray:
+def at_limit(family: Family, layout: Layout, x: np.ndarray) -> np.ndarray:
     """(..., P) which of the parameters are dispersions at infinity."""
     out = np.zeros(x.shape, bool)
-    if family.limit and family.phi_names:
-        out[..., -1] = x[..., -1] >= LOG_PHI_MAX
+    if family.limit:
+        out[..., layout.at.log_phi] = x[..., layout.at.log_phi] >= LOG_PHI_MAX
     return out
 
 
@@ -445,15 +425,16 @@ def _other_signs(
 
     With few levels the deviance may have a minimum on either side of an independence, often on the boundary.
     """
-    extra, t = 0, problem.original.n_theta
-    for term in filter(lambda term: term.structure.has_mirror, problem.original.terms):
+    extra = 0
+    for term in filter(lambda term: term.structure.has_mirror, problem.layout.terms):
         x, H = np.array(state.x), state.hessian
+        theta = x[problem.layout.at.theta]  # a view
         if state.status != opt.CONVERGED or not np.isfinite(H).all():
             break
-        variance = 2.0 * np.diag(safe_inverse(H))
-        if not term.structure.undecided(x[:t][term.theta], variance[:t][term.theta]):
+        variance = 2.0 * np.diag(safe_inverse(H))[problem.layout.at.theta]
+        if not term.structure.undecided(theta[term.theta], variance[term.theta]):
             continue
-        x[:t][term.theta] = term.structure.mirrored(x[:t][term.theta])
+        theta[term.theta] = term.structure.mirrored(theta[term.theta])
         found = problem.run(begin._replace(x=x, carry=state.carry), limits, metric, verbose)
         state, worse = (found, state) if found.f < state.f - ANOTHER else (state, found)
         extra += worse.search_evaluations
@@ -488,13 +469,15 @@ def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits:
 
     There the deviance is flat in the log of the dispersion, which no search moves, and the rest is the limit's own fit.
     """
-    if not problem.family.limit or not problem.family.phi_names or not np.isfinite(state.f):
+    there = problem.layout.at.log_phi
+    if not problem.family.limit or not problem.layout.n_phi or not np.isfinite(state.f):
         return state, 0
-    if not barely_dispersed(np.asarray(state.hessian)):
+    if not barely_dispersed(np.asarray(state.hessian), problem.layout):
         return state, 0
 
     def at(log_phi: float, near: opt.Found, limits: opt.Limits) -> opt.Found:
-        x = np.append(near.x[:-1], log_phi)
+        x = np.array(near.x)
+        x[there] = log_phi
         return problem.run(Start(x, begin.inverse, near.carry, begin.constant), limits, "bfgs")
 
     found = at(LOG_PHI_MAX, state, limits)
@@ -504,7 +487,7 @@ def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits:
     # a search that began far out may have stayed there: the deviance must rise on the way in
     far = float(np.log(FAR * max(1.0, float(problem.original.y.max()))))
     spent += 1
-    if at(far, found, limits._replace(max_evaluations=1, hessian=False)).g[-1] > 0.0:
+    if at(far, found, limits._replace(max_evaluations=1, hessian=False)).g[there] > 0.0:
         again = at(float(np.log(problem.family.phi_start()[-1])), found, limits)
         if again.f < found.f - ZERO_COST:
             return again, spent + found.search_evaluations
@@ -512,11 +495,11 @@ def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits:
     return found, spent
 
 
-def barely_dispersed(H: np.ndarray) -> bool:
-    """Whether the deviance with Hessian H (P, P) is nearly flat in the last parameter, the others minimised over."""
+def barely_dispersed(H: np.ndarray, layout: Layout) -> bool:
+    """Whether the deviance with Hessian H (P, P) is nearly flat in the dispersion, the others minimised over."""
     if not _positive_definite(H):
         return True
-    return bool(np.linalg.inv(H)[-1, -1] * BARELY_DISPERSED > 1.0)
+    return bool(np.diag(np.linalg.inv(H))[layout.at.log_phi] * BARELY_DISPERSED > 1.0)
 
 
 def _settle_singular(
@@ -524,17 +507,16 @@ def _settle_singular(
 ) -> tuple[opt.Found, int]:
     """Report singular factors in canonical form: columns near 0 at exactly 0, rank-deficient T re-factored."""
     extra = 0
-    design = problem.original
+    terms, at = problem.layout.terms, problem.layout.at.theta
     x = np.asarray(state.x)
-    t = design.n_theta
-    theta = x[:t]
+    theta = x[at]
     proposal = theta.copy()
-    for term in design.terms:
+    for term in terms:
         proposal[term.theta] = term.structure.settled(theta[term.theta], NEAR_ZERO)
     if np.array_equal(proposal, theta):
         return state, extra
     x0 = x.copy()
-    x0[:t] = proposal
+    x0[at] = proposal
     once = limits._replace(max_evaluations=1)
     settled = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
     extra += settled.search_evaluations
@@ -547,7 +529,7 @@ def _settle_singular(
         settled = settled._replace(numbers=numbers, path=state.path)
         if problem.guided and metric == "own" and limits.hessian:
             # at an exact zero the curvature cannot be read off the gradient
-            x0[:t] = off_ridge(x0[:t], design.terms, BESIDE, BESIDE)
+            x0[at] = off_ridge(x0[at], terms, BESIDE, BESIDE)
             beside = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)
             extra += beside.search_evaluations
             settled = settled._replace(hessian=beside.hessian)
@@ -563,22 +545,18 @@ def _report(
     limits: opt.Limits,
     external_search: bool,
 ) -> Estimates:
-    design, joint = problem.original, problem.joint
-    J = problem.scaling.jacobian(joint)
-    t, p = design.n_theta, design.p
+    design, scaling, layout = problem.original, problem.scaling, problem.layout
     x, g, H = state.x, state.g, state.hessian
-    parameters = problem.external(x)
-    theta = parameters[:t].copy()
-    beta_s = np.asarray(state.carry.beta) if joint else x[t : t + p]
-    beta = np.linalg.solve(problem.scaling.A, beta_s) if p else np.zeros(0)
-    signs = np.ones(J.shape[0])
+    theta, beta, phi = problem.natural(x, state.carry)
+    signs = np.ones(layout.size)
+    of_theta = signs[layout.at.theta]  # a view
     u = [np.array(block[:m]) for block, m in zip(state.carry.u, design.n_levels, strict=True)]
     for term in design.terms:
-        signs[term.theta], turn = term.structure.flip(theta[term.theta])
-        if (signs[term.theta] < 0).any():
+        of_theta[term.theta], turn = term.structure.flip(theta[term.theta])
+        if (of_theta[term.theta] < 0).any():
             u[term.block][:, term.columns] = u[term.block][:, term.columns] @ turn
-    theta = theta * signs[:t] + 0.0
-    infinite = at_limit(problem.family, x)
+    theta = theta * of_theta + 0.0
+    infinite = at_limit(problem.family, layout, x)
     # the deviance does not depend on an infinite dispersion: nothing else is moved by it
     shape = curvature(H + np.diag(infinite.astype(float)))
     along = shape.vectors.T @ (shape.units * g)
@@ -599,21 +577,21 @@ def _report(
     objection = problem.objection(state)
     status = status if objection is None else objection
     converged = converged and status == opt.CONVERGED
+    J = scaling.jacobian
     outer = J.T @ H @ J
     outer = outer * np.outer(signs, signs)
-    root = signs[:, None] * problem.scaling.external(shape.units[:, None] * shape.vectors, joint)
+    root = signs[:, None] * scaling.outer(shape.units[:, None] * shape.vectors)
     covariance = 2.0 * (root / np.where(shape.flat, np.inf, shape.values)) @ root.T
     moved = (np.abs(root) > UNDETERMINED * np.linalg.norm(root, axis=1, keepdims=True))[:, shape.flat].any(axis=1)
     ridge = tuple(int(i) for i in np.flatnonzero(moved))
     # a coefficient that runs off has no finite variance; theta's ridges are rotations of a singular T
-    at = np.flatnonzero(moved & (np.arange(moved.size) >= t))
-    covariance[at, at] = np.inf
+    moved[layout.at.theta] = False
+    covariance[moved, moved] = np.inf
     covariance[infinite, infinite] = np.inf
     searched = state.search_evaluations
     path = np.asarray(state.path)[:searched]
     if path.size:
-        path = np.concatenate([problem.external(path[:, :-2].T).T, path[:, -2:]], axis=1)
-    phi = reported(x[t:] if joint else x[t + p :])
+        path = np.concatenate([scaling.outer(path[:, :-2].T).T, path[:, -2:]], axis=1)
     stats = FitStats(
         evaluations=searched + extra,
         hessian_evaluations=state.evaluations - searched,

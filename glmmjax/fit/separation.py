@@ -30,10 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import links
+from ..algebra.linalg import block_diagonal
 from ..compiling.entry import entry
 from ..families import Family, dispersions, log_of
 from ..links import Link
 from ..model.design import Design
+from ..model.parameters import Layout
 
 if TYPE_CHECKING:
     from .problem import Estimates
@@ -63,7 +65,7 @@ class Separation:
 
     Attributes:
         rows: (n,) the separated rows. ends: (n,) int8 as `Family.ends`.
-        null: (p, k) orthonormal basis, in internal units (`_fit.Scaling`), of what the other rows do not determine.
+        null: (p, k) orthonormal basis, in internal units (`Scaling`), of what the other rows do not determine.
         kept: (p, p - k) its orthogonal complement.
         direction: (p,) in internal units; moves eta of separated rows towards their ends, by at least 1, and of no
             others.
@@ -86,15 +88,10 @@ class Separation:
         """(p,) what is determined of coefficients."""
         return np.asarray(self.projection @ beta)
 
-    def kept_of(self, size: int, first: int) -> np.ndarray:
-        """(size, size - k) directions of all parameters, in the user's units, whose coefficients (from number `first`
-        on) move within `basis`."""
-        p, k = self.kept.shape
-        out = np.zeros((size, size - p + k))
-        out[:first, :first] = np.eye(first)
-        out[first : first + p, first : first + k] = self.basis
-        out[first + p :, first + k :] = np.eye(size - first - p)
-        return out
+    def kept_of(self, layout: Layout) -> np.ndarray:
+        """(P, P - k) directions of all parameters, in the user's units, whose coefficients move within `basis`."""
+        before, after = layout.at.beta.start, layout.size - layout.at.beta.stop
+        return block_diagonal([np.eye(before), self.basis, np.eye(after)])
 
     def information(self, I: np.ndarray) -> np.ndarray:
         """(p, p) information, in internal units, but for rounding that of what is determined; definite."""
@@ -232,18 +229,17 @@ def stand_in(family: Family, phi: np.ndarray, separation: Separation) -> float:
 
 
 def unsettled(
-    estimates: Estimates, separation: Separation, design: Design, family: Family, joint: bool, extra: float
+    estimates: Estimates, separation: Separation, design: Design, family: Family, layout: Layout, extra: float
 ) -> Estimates:
     """Estimates of `settled` in the limit those of the design, without the part of rows that stand in.
 
     Args:
-        joint: whether beta is not among the outer parameters. extra: as `stand_in`.
+        layout: of the search. extra: as `stand_in`.
     """
-    t, p = design.n_theta, design.p
     beta = run_off(estimates.beta, separation, np.asarray(design.X), np.asarray(design.offset), family.link)
     changed = np.eye(estimates.hessian.shape[0])
-    if not joint:
-        changed[t : t + p, t : t + p] = separation.projection
+    if layout.has_beta:
+        changed[layout.at.beta, layout.at.beta] = separation.projection
     unknown = ~np.isfinite(np.diag(estimates.covariance))
     covariance = changed @ np.where(unknown[:, None] | unknown, 0.0, estimates.covariance) @ changed.T
     covariance[unknown, unknown] = np.inf

@@ -24,13 +24,13 @@ from .._errors import NotSupportedError
 from ..algebra.linalg import segment_sum
 from ..compiling import programs
 from ..compiling.entry import entry
-from ..families import Family, log_of
+from ..families import Family
 from ..fit.glmm import GeneralisedProblem
 from ..fit.problem import safe_inverse
 from ..model.buckets import bucket_of
 from ..model.design import Design
+from ..model.parameters import Parameters
 from ..objective.laplace import products_at
-from ..objective.pirls import Parameters
 from ..objective.quadrature import (
     CHUNK,
     MAX_DIMENSIONS,
@@ -309,10 +309,9 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     """-H^-1 g of the k-point deviance at the estimates, H by central differences of its exact gradient."""
     e = model._estimates
     problem = GeneralisedProblem(model._design, model.family, k, model._spec.hessian)
-    x = np.concatenate([e.theta, e.beta, log_of(e.phi)])
-    J = problem.scaling.jacobian(False)
-    inner = J @ x
-    carry = problem.carry_at(e.u, inner[e.theta.size : e.theta.size + e.beta.size])
+    x = problem.layout.of(e.theta, e.beta, e.sigma, e.phi)
+    J, inner = problem.scaling.jacobian, problem.scaling.inner(x)
+    carry = problem.carry_at(e.u, inner[problem.layout.at.beta])
 
     def gradient(at: np.ndarray) -> np.ndarray:
         return np.asarray(problem.evaluate(jnp.asarray(at), carry, 0.0)[1])
@@ -324,7 +323,7 @@ def _shift(model: MixedModel, k: int) -> pd.DataFrame:
     inverse = np.linalg.solve(J, np.linalg.solve(J, safe_inverse(H)).T)
     move = -inverse @ (J.T @ g)
     se = np.sqrt(2.0 * np.diag(inverse))
-    names = model.theta_names + list(model._data.x_names) + [f"log({p})" for p in model.family.phi_names]
+    names = model._names_in(problem.layout)
     columns = {"estimate": x, "shift": move, "std_error": se, "relative": move / se}
     return pd.DataFrame(columns, index=pd.Index(names, name="parameter"))
 

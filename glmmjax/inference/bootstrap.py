@@ -23,7 +23,7 @@ import pandas as pd
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
-from ..families import LOG_PHI_MAX, reported
+from ..families import LOG_PHI_MAX
 from ..fit import optimise as opt
 from ..fit.batch import Many
 from ..fit.glmm import GeneralisedProblem
@@ -213,18 +213,12 @@ def many_values(model: MixedModel, fits: Many) -> np.ndarray:
 
 def natural_parameters(problem: Problem, found: opt.Found) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """theta, beta, sigma, phi in the user's units."""
-    t, p = problem.original.n_theta, problem.original.p
-    x = problem.external(np.asarray(found.x))
-    if isinstance(problem, LinearProblem):
-        size = np.count_nonzero(problem.original.weights) - (p if problem.REML else 0)
-        return x[:t], np.asarray(found.carry.beta), float(np.sqrt(found.carry.r2 / size)), np.zeros(0)
-    family = problem.family
-    if family.limit and family.phi_names and x[-1] > np.log(FAR * max(1.0, float(problem.original.y.max()))):
-        x[-1] = LOG_PHI_MAX  # a search towards the limit ends far out
-    if problem.joint:
-        beta = np.linalg.solve(problem.scaling.A, np.asarray(found.carry.beta)) if p else np.zeros(0)
-        return x[:t], beta, 1.0, reported(x[t:])
-    return x[:t], x[t : t + p], 1.0, reported(x[t + p :])
+    x, at = np.array(found.x), problem.layout.at.log_phi
+    if problem.family.limit:  # a search towards the limit ends far out
+        far = x[at] > np.log(FAR * max(1.0, float(problem.original.y.max())))
+        x[at] = np.where(far, LOG_PHI_MAX, x[at])
+    theta, beta, phi = problem.natural(x, found.carry)
+    return theta, beta, problem.sigma(found.carry), phi
 
 
 def natural_values(model: MixedModel) -> np.ndarray:

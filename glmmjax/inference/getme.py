@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from .._errors import NotSupportedError
+from ..algebra.linalg import block_diagonal
 from ..fit.control import unknown_argument
-from ..fit.problem import block_diagonal
 from ..model.covariance import semidefinite_cholesky
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ import pandas as pd
 from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
-from ..families import log_of
 from ..fit import optimise as opt
 from ..fit.problem import searched
 from ..formula.columns import Table
 from ..many.refits import BATCH_FROM, LEAST_INFORMATION, fit_rows, information_by_cluster
+from ..model.parameters import Layout
 from ..report.progress import progress
 from ..report.pyplot import given_axes, pyplot
 from .bootstrap import natural_parameters
@@ -47,7 +47,7 @@ class Sensitivity:
         H = self.likelihood.hessian(self.likelihood.x[None])[0]
         separation, root = model._estimates.separation, self.likelihood.root
         if separation is not None:  # along what runs off nothing moves
-            kept = np.linalg.qr(np.linalg.solve(root, separation.kept_of(H.shape[0], model._design.n_theta)))[0]
+            kept = np.linalg.qr(np.linalg.solve(root, separation.kept_of(self.likelihood.layout)))[0]
             root, H = root @ kept, kept.T @ H @ kept
         scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(H)), 1e-12))
         values, vectors = np.linalg.eigh(H * np.outer(scale, scale))
@@ -64,10 +64,8 @@ class Sensitivity:
 
     def scores(self) -> np.ndarray:
         """(P, n) derivatives of the gradient in the number of times that each row is there."""
-        model = self.likelihood.model
-        out = np.asarray(model._design.weights) * self.mixed("weights")
-        if model.is_linear:
-            out[-1] += 2.0  # precision weights leave out the row's own log sigma^2
+        out = np.asarray(self.likelihood.model._design.weights) * self.mixed("weights")
+        out[self.likelihood.layout.at.log_sigma] += 2.0  # precision weights leave out the row's own log sigma^2
         return np.asarray(out)
 
     def cluster_scores(self, codes: np.ndarray, m: int) -> np.ndarray:
@@ -135,15 +133,14 @@ class Influence:
     change: pd.DataFrame
     failed: tuple[Any, ...]
     _covariance: np.ndarray = field(compare=False)
-    _n_theta: int = field(compare=False)
+    _layout: Layout = field(compare=False)
     _errors: np.ndarray = field(compare=False)
     #: changes of what is determined of the fixed effects, in units in which their covariance is the identity
     _moves: np.ndarray = field(compare=False)
 
     @cached_property
     def _beta(self) -> pd.DataFrame:
-        columns = self.change.columns[self._n_theta : self._n_theta + self._covariance.shape[0]]
-        return self.change[list(columns)]
+        return self.change[list(self.change.columns[self._layout.at.beta])]
 
     def cooks_distance(self, scale: str = "p") -> pd.Series:
         """d'V^-1 d / p for the change d of the fixed effects, V their covariance in the whole fit.
@@ -247,16 +244,16 @@ def influence(
         failed = [label for label, fine in zip(labels, good, strict=True) if not fine]
     index = pd.Index(labels, name=groups or "row")
     change = pd.DataFrame(moves, index=index, columns=names)
-    separation, t = model._estimates.separation, model._design.n_theta
-    own, V = moves[:, t : t + covariance.shape[0]], covariance
+    separation, at = model._estimates.separation, model._layout.at.beta
+    own, V = moves[:, at], covariance
     if separation is not None:
         onto = separation.kept.T @ separation.A  # coordinates in its basis
         own, V = own @ onto.T, onto @ V @ onto.T
-        change.iloc[:, t + np.flatnonzero(separation.columns)] = np.nan
+        change.iloc[:, at.start + np.flatnonzero(separation.columns)] = np.nan
     scale = np.sqrt(np.diag(V))
     half = np.linalg.cholesky(V / np.outer(scale, scale))
     units = np.linalg.solve(half, (own / scale).T).T
-    return Influence(groups, method, change, tuple(failed), covariance, t, model._standard_errors, units)
+    return Influence(groups, method, change, tuple(failed), covariance, model._layout, model._standard_errors, units)
 
 
 def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: float, phi: np.ndarray) -> np.ndarray:
@@ -264,7 +261,7 @@ def _parameters(model: MixedModel, theta: np.ndarray, beta: np.ndarray, sigma: f
     canonical = theta.copy()
     for term in model._design.terms:
         canonical[term.theta] *= term.structure.flip(theta[term.theta])[0]
-    return np.concatenate([canonical, beta, [np.log(sigma)] if model.is_linear else log_of(phi)])
+    return model._layout.of(canonical, beta, sigma, phi)
 
 
 @entry
@@ -276,8 +273,7 @@ def _refits(
     begin = {"theta": whole.theta, "beta": whole.beta, "phi": whole.phi}
     if model.is_linear:
         begin = {"theta": whole.theta}
-    names = model.theta_names + list(model._data.x_names)
-    names += ["log(sigma)"] if model.is_linear else [f"log({p})" for p in model.family.phi_names]
+    names = model._names_in(model._layout)
     weights = np.asarray(model._design.weights)
     control = model._spec.control
     limits = opt.Limits(control.tol, control.max_evaluations, False)  # nothing asks for standard errors
@@ -286,8 +282,7 @@ def _refits(
     each = (np.where(codes == j, 0.0, weights) for j in clusters)
     if m and (m >= BATCH_FROM if batched is None else batched):
         fits = fit_rows(model, "weights", each, m, limits, begin)
-        last = np.log(fits.sigma)[:, None] if model.is_linear else log_of(fits.phi)
-        moves = np.column_stack([fits.theta, fits.beta, last]) - base
+        moves = model._layout.of(fits.theta, fits.beta, fits.sigma, fits.phi) - base
         ran = np.isinf(np.diagonal(fits.vcov, axis1=1, axis2=2)) & fits.separated[:, None]
         return names, _known_moves(model, moves), fits.converged & ~(ran & ~off).any(axis=1)
     moves, good = np.full((m, base.size), np.nan), np.zeros(m, bool)
@@ -303,10 +298,9 @@ def _refits(
 
 def _known_moves(model: MixedModel, moves: np.ndarray) -> np.ndarray:
     """Changes (c, P) without those of coefficients along directions in which they run off."""
-    separation, t = model._estimates.separation, model._design.n_theta
+    separation, at = model._estimates.separation, model._layout.at.beta
     if separation is not None:
-        own = slice(t, t + model._design.p)
-        moves[:, own] = moves[:, own] @ separation.projection.T
+        moves[:, at] = moves[:, at] @ separation.projection.T
     return moves
 
 
@@ -333,7 +327,7 @@ def robust_covariance(model: MixedModel, cluster: str | None = None) -> pd.DataF
     # the deviance is twice the negative log-likelihood: scores and Hessian are both in its units
     V = half @ half.T
     if model.at_limit:
-        V[-1, -1] = np.inf  # held where it is
+        V[model._layout.at.log_phi, model._layout.at.log_phi] = np.inf  # held where it is
     return pd.DataFrame(V, made.names, made.names)
 
 

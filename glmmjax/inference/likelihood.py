@@ -6,9 +6,9 @@ deviance is that of maximum likelihood with nothing profiled out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from ..algebra.linalg import block_diagonal
 from ..algebra.symbolic import Plan
 from ..compiling.entry import entry
-from ..families import Family, dispersions, log_of
+from ..families import Family
 from ..fit import optimise as opt
-from ..fit.glmm import Carry, GeneralisedProblem, deviance_at
+from ..fit.glmm import Carry, GeneralisedProblem, deviance_at, layout_of
 from ..fit.lmm import LinearProblem
-from ..fit.problem import block_diagonal
 from ..model.basis import APART, Basis
 from ..model.design import Design, Term
+from ..model.parameters import Layout
 from ..objective.pls import LOG_2PI, CrossProducts, cross_products, profile
 from ..objective.quadrature import CHUNK
 
@@ -39,52 +40,19 @@ FARTHEST = 10.0
 MAX_VALUES = 1_000_000
 
 
-class Point(NamedTuple):
-    """Parameters of a model on their natural scales, as functions of them receive them.
-
-    Attributes:
-        theta: (n_theta,), relative to sigma in a linear model. beta: (p,). sigma: (), 1 in generalised models.
-        phi: (n_phi,) dispersions of the family.
-        cov: per term, covariance (k, k) of its random effects.
-    """
-
-    theta: Array
-    beta: Array
-    sigma: Array
-    phi: Array
-    cov: tuple[Array, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parameters of a model are in x (P,); hashable."""
-
-    terms: tuple[Term, ...]
-    p: int
-    linear: bool
-
-    def point(self, x: Array) -> Point:
-        """x on natural scales."""
-        t = sum(term.structure.n_theta for term in self.terms)
-        theta, rest = x[:t], x[t + self.p :]
-        sigma = jnp.exp(rest[0]) if self.linear else jnp.ones((), x.dtype)
-        phi = jnp.zeros((0,), x.dtype) if self.linear else dispersions(rest)
-        cov = []
-        for term in self.terms:
-            T = term.structure.factor(theta[term.theta])
-            cov.append(sigma**2 * T @ T.T)
-        return Point(theta, x[t : t + self.p], sigma, phi, tuple(cov))
-
-
 @partial(jax.jit, static_argnames=("family", "hessian", "nAGQ"))
 def _generalised(x: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int) -> tuple[Array, Array]:
     def one(v: Array) -> tuple[Array, Array]:
-        t, p = design.n_theta, design.p
-        carry = Carry(u, v[t : t + p], jnp.zeros((), jnp.int32))
+        carry = _carry(v, u, design, family)
         (f, _), g = jax.value_and_grad(deviance_at, has_aux=True)(v, carry, design, family, hessian, nAGQ)
         return f, g
 
     return jax.vmap(one)(x)
+
+
+def _carry(x: Array, u: Any, design: Design, family: Family) -> Carry:
+    """Where the search for modes starts at x."""
+    return Carry(u, x[layout_of(design, family).at.beta], jnp.zeros((), jnp.int32))
 
 
 def _with(design: Design, field: str, values: Array) -> Design:
@@ -94,8 +62,7 @@ def _with(design: Design, field: str, values: Array) -> Design:
 
 @partial(jax.jit, static_argnames=("family", "hessian", "nAGQ", "field"))
 def _generalised_mixed(x: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int, field: str) -> Array:
-    t, p = design.n_theta, design.p
-    carry = Carry(u, x[t : t + p], jnp.zeros((), jnp.int32))
+    carry = _carry(x, u, design, family)
 
     def deviance(v: Array, values: Array) -> Array:
         return deviance_at(v, carry, _with(design, field, values), family, hessian, nAGQ)[0]
@@ -116,8 +83,7 @@ def _linear_mixed(x: Array, design: Design, field: str) -> Array:
 def _generalised_without(
     g: Array, x: Array, codes: Array, u: Any, design: Design, family: Family, hessian: str, nAGQ: int
 ) -> Array:
-    t, p = design.n_theta, design.p
-    carry = Carry(u, x[t : t + p], jnp.zeros((), jnp.int32))
+    carry = _carry(x, u, design, family)
 
     def one(label: Array) -> Array:
         rest = replace(design, weights=jnp.where(codes == label, 0.0, design.weights))
@@ -151,10 +117,9 @@ def linear_deviance(x: Array, cross: CrossProducts, A: Array, reml: bool, plan: 
     twice the inverse covariance there, and beta and the rest are apart at the estimates.
     """
     p = cross.gram.shape[0] - 1
-    t = x.shape[0] - p - 1
-    at = profile(x[:t], cross, plan, terms)
-    log_sigma = x[t + p]
-    away = A @ x[t : t + p] - cross.beta_ols - at.beta
+    theta, beta, _, (log_sigma,) = Layout(terms, p, has_sigma=True).unpack(x)
+    at = profile(theta, cross, plan, terms)
+    away = A @ beta - cross.beta_ols - at.beta
     size = cross.n - (p if reml else 0)
     value = at.logdet_L + size * (LOG_2PI + 2.0 * log_sigma) - cross.log_weights
     value = value + (at.r2 + away @ at.schur @ away) * jnp.exp(-2.0 * log_sigma)
@@ -180,15 +145,11 @@ class Likelihood:
 
     @entry
     def __init__(self, model: MixedModel, reml: bool = False) -> None:
-        e, problem = model._estimates, model._problem
-        self.model = model
-        self.n_theta, self.p = model._design.n_theta, model._design.p
-        names = model.theta_names + list(model._data.x_names)
+        e, problem, layout = model._estimates, model._problem, model._layout
+        self.model, self.layout = model, layout
+        self.x, self.names = layout.of(e.theta, e.beta, e.sigma, e.phi), model._names_in(layout)
+        self._J = replace(problem.scaling, layout=layout).jacobian
         if isinstance(problem, LinearProblem):
-            sigma = model.sigma
-            self.x = np.concatenate([e.theta, e.beta, [np.log(sigma)]])
-            self.names = [*names, "log(sigma)"]
-            self._J = block_diagonal([problem.scaling.basis.C, np.eye(self.p + 1)])
             cross: Any = problem.cross
             self._data: tuple[Any, ...] = (cross, cross.A, reml, problem.original.plan, problem.original.terms)
             curvature = np.diag(e.hessian)
@@ -196,27 +157,23 @@ class Likelihood:
             spread = [model._standard_errors, [1.0 / np.sqrt(2.0 * model.nobs)]]
         else:
             assert isinstance(problem, GeneralisedProblem)
-            self.x = np.concatenate([e.theta, e.beta, log_of(e.phi)])
-            self.names = names + [f"log({n})" for n in model.family.phi_names]
-            self._J = problem.scaling.jacobian(False)
             u = tuple(np.asarray(b) for b in e.u)
             self._data = (u, problem.design, problem.family, problem.hessian, max(problem.nAGQ, 1))
             curvature = np.diag(e.hessian)
             constant = float(-2.0 * np.asarray(_constant(model._design, model.family)).sum())
-            spread = [np.sqrt(2.0 / np.maximum(curvature[self.n_theta :], 1e-8))]
+            spread = [np.sqrt(2.0 / np.maximum(curvature[layout.at.theta.stop :], 1e-8))]
         self.constant = constant
-        self.layout = Layout(model._design.terms, self.p, isinstance(problem, LinearProblem))
-        theta_scale = np.sqrt(2.0 / np.maximum(curvature[: self.n_theta], 1e-2))
+        theta_scale = np.sqrt(2.0 / np.maximum(curvature[layout.at.theta], 1e-2))
         scale = np.concatenate([theta_scale, *spread])
         self.root = np.diag(np.where(np.isfinite(scale), scale, 1.0))
-        basis, A = problem.scaling.basis, np.asarray(self._data[1]) if self.layout.linear else problem.scaling.A
+        basis, A = problem.scaling.basis, np.asarray(self._data[1]) if layout.has_sigma else problem.scaling.A
         if not basis.diagonal or (np.abs(np.diag(A)) < APART * np.linalg.norm(A, axis=0)).any():
             self.root = self._internal_root(basis, A, e.hessian)
         if (
             e.separation is not None
         ):  # flat directions are long, but where rows are far out no further than they stay so
-            own = self.root[:, self.n_theta : self.n_theta + self.p]
-            moves = np.abs(np.asarray(model._design.X) @ own[self.n_theta : self.n_theta + self.p]).max(axis=0)
+            own = self.root[:, layout.at.beta]
+            moves = np.abs(np.asarray(model._design.X) @ own[layout.at.beta]).max(axis=0)
             own /= np.maximum(1.0, moves / FARTHEST)
         self.evaluations = 0
         values = model.nobs if model.nAGQ <= 1 else max(model.nobs, CHUNK)
@@ -225,11 +182,11 @@ class Likelihood:
     def _internal_root(self, basis: Basis, A: np.ndarray, H: np.ndarray) -> np.ndarray:
         """`root` along internal coordinates; A (p, p) with X = Xs A, H the Hessian of the fit."""
         apart = np.linalg.inv(A)
-        if self.layout.linear:
+        if self.layout.has_sigma:
             fixed, H = self.model.sigma / np.sqrt(self.model.nobs) * apart, basis.inverse.T @ H @ basis.inverse
             rest = np.eye(1) / np.sqrt(2.0 * self.model.nobs)
         else:
-            back = block_diagonal([basis.inverse, apart, np.eye(self.x.size - self.n_theta - self.p)])
+            back = block_diagonal([basis.inverse, apart, np.eye(self.layout.n_phi)])
             scale = np.sqrt(2.0 / np.maximum(np.diag(back.T @ H @ back), 1e-2))
             return np.asarray(back * np.where(np.isfinite(scale), scale, 1.0))
         return block_diagonal([basis.inverse * np.sqrt(2.0 / np.maximum(np.diag(H), 1e-2)), fixed, rest])
@@ -242,7 +199,7 @@ class Likelihood:
         for start in range(0, len(x), self._lanes):
             part = inner[start : start + self._lanes]
             filled = np.concatenate([part, np.repeat(part[-1:], self._lanes - len(part), axis=0)])
-            program: Any = _linear if self.layout.linear else _generalised
+            program: Any = _linear if self.layout.has_sigma else _generalised
             one, two = program(filled, *self._data)
             f.append(np.asarray(one)[: len(part)])
             g.append(np.asarray(two)[: len(part)])
@@ -309,13 +266,13 @@ def _transformed_jacobian(x: Array, layout: Layout) -> Array:
     """Derivatives of log standard deviations, Fisher's z of correlations, log sigma or log dispersions."""
 
     def transformed(v: Array) -> Array:
-        point = layout.point(v)
+        point = layout.natural(v)
         out = []
         for term, cov in zip(layout.terms, point.cov, strict=True):
             natural = term.structure.natural(cov)
             for (a, b), value in zip(term.structure.entries(), natural, strict=True):
                 out.append(jnp.log(value) if a == b else jnp.arctanh(value))
-        out += [jnp.log(point.sigma)] if layout.linear else list(jnp.log(point.phi))
+        out += [jnp.log(point.sigma)] if layout.has_sigma else list(jnp.log(point.phi))
         return jnp.stack(out)
 
     return jax.jacfwd(transformed)(x)

@@ -255,8 +255,8 @@ def marginal_coefficients(model: MixedModel) -> pd.DataFrame:
         target = np.where(rest, target, offset)
         slope = np.where(rest, slope, 0.0)
         beta = np.where(separation.columns, model.beta, onto @ (target - offset))
-    size = design.n_theta + design.p
-    joint = model._joint_covariance[:size, :size]
+    known = slice(model._layout.at.beta.stop)
+    joint = model._joint_covariance[known, known]
     J = onto @ np.concatenate([(slope * in_v)[:, None] * dv, (slope * in_eta)[:, None] * X], axis=1)
     error = np.sqrt(np.einsum("ij,jk,ik->i", J, joint, J))
     if separation is not None:

@@ -16,8 +16,9 @@ from ..compiling.entry import entry
 from ..families import Family
 from ..model.basis import inverse_of_lower
 from ..model.design import Design
+from ..model.parameters import Parameters
 from ..objective.laplace import products_at
-from ..objective.pirls import Blocked, Parameters
+from ..objective.pirls import Blocked
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -28,7 +28,8 @@ from .._errors import DataError, NotSupportedError, warn
 from ..algebra.bordered import selected_inverse
 from ..algebra.linalg import eliminate, factorise, penalised, solve
 from ..compiling.entry import entry
-from ..families import Family, dispersions
+from ..families import Family
+from ..fit.glmm import layout_of
 from ..fit.lmm import LinearProblem
 from ..fit.problem import curvature
 from ..formula.columns import Factor, Table, as_factor
@@ -39,8 +40,9 @@ from ..formula.syntax import deparse
 from ..formula.variables import given_column, response_of
 from ..links import Link
 from ..model.design import Design, design_arrays, factors
+from ..model.parameters import Parameters
 from ..objective.laplace import products_at
-from ..objective.pirls import CONVERGED, MESSAGES, Blocked, Parameters, conditional_mode, unspool
+from ..objective.pirls import CONVERGED, MESSAGES, Blocked, conditional_mode, unspool
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -375,13 +377,13 @@ def spread(model: MixedModel, parts: Sequence[Part], n: int) -> tuple[np.ndarray
 @partial(jax.jit, static_argnames=("family",))
 def _sensitivities(params: Parameters, u: Blocked, design: Design, family: Family) -> Blocked:
     """Total derivative of the modes b in (theta, beta, log phi), (m, k, P) per block."""
-    t, p = design.n_theta, design.p
+    layout = layout_of(design, family)
 
     def modes(x: Array) -> Blocked:
-        at = Parameters(x[:t], x[t : t + p], dispersions(x[t + p :]))
+        at = layout.parameters(x)
         return unspool(conditional_mode(at, design, u, family, False).u, factors(at.theta, design))
 
-    x = jnp.concatenate([jnp.asarray(params.theta), jnp.asarray(params.beta), jnp.log(jnp.asarray(params.phi))])
+    x = layout.pack(jnp.asarray(params.theta), jnp.asarray(params.beta), jnp.log(jnp.asarray(params.phi)))
     out: Blocked = jax.jacfwd(modes)(x)
     return out
 
@@ -441,18 +443,17 @@ def parameter_covariance(model: MixedModel, known_theta: bool = False) -> np.nda
     With `known_theta` only beta varies, given theta (lme4's definition).
     """
     design, estimates = model._design, model._estimates
-    t, p = design.n_theta, design.p
-    size = t + p + len(model.family.phi_names)
+    layout = layout_of(design, model.family)
     outside = model.nAGQ > 0 and not model.is_linear
     if outside and not known_theta:
         return estimates.covariance
-    out = np.zeros((size, size))
-    out[t : t + p, t : t + p] = model._fixed_covariance("rx")
+    out = np.zeros((layout.size, layout.size))
+    out[layout.at.beta, layout.at.beta] = model._fixed_covariance("rx")
     if known_theta:
         return out
     V = _theta_covariance(model)
     B = np.asarray(_profile_slope(*model._device, design, model.family))
-    full = np.concatenate([np.eye(t), B, np.zeros((size - t - p, t))])
+    full = np.concatenate([np.eye(len(V)), B, np.zeros((layout.n_phi, len(V)))])
     return np.asarray(out + full @ V @ full.T)
 
 
@@ -478,7 +479,7 @@ def _variances(
 ) -> np.ndarray:
     """(n,) prediction variances: of slope * eta, and of what depends on theta with derivative `extra` (n, t)."""
     design, params, u = model._design, *model._device
-    n, t, p = rows.X.shape[0], design.n_theta, design.p
+    n, at_x = rows.X.shape[0], layout_of(design, model.family).at
     if later is not None and rows.parts and len({labels.group for labels in model._data.terms}) > 1:
         raise NotSupportedError(
             "standard errors with given= are for models with one grouping factor: with several the new levels share "
@@ -501,7 +502,7 @@ def _variances(
     for start in range(0, n, max(1, _CHUNK // width)):
         at = slice(start, start + max(1, _CHUNK // width))
         D = np.zeros((rows.X[at].shape[0], size))
-        D[:, t : t + p] = rows.X[at]
+        D[:, at_x.beta] = rows.X[at]
         for part in rows.parts:
             level = part.level[at]
             moved = tables[part.term][np.maximum(level, 0)][:, design.terms[part.term].columns]
@@ -509,7 +510,7 @@ def _variances(
             D += np.einsum("nk,nkP->nP", part.z[at], moved)
         D *= slope[at][:, None]
         if extra is not None:
-            D[:, :t] += extra[at]
+            D[:, at_x.theta] += extra[at]
         variance[at] += ((D @ covariance) * D).sum(1)
         variance[at][(D[:, ~finite] != 0.0).any(axis=1)] = np.inf
     separation = model._estimates.separation

@@ -35,7 +35,8 @@ from ..fit.problem import estimate
 from ..fit.separation import TOUCHES
 from ..model.covariance import numbered
 from ..model.design import Term
-from .likelihood import LANES, Layout, Likelihood, Point
+from ..model.parameters import Layout, Point
+from .likelihood import LANES, Likelihood
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ def _evaluate(x: Array, functions: tuple[Callable[[Point], Array], ...], layout:
     """Values (L, F), gradients (L, F, P), Hessians (L, F, P, P) at x (L, P)."""
 
     def values(v: Array) -> Array:
-        point = layout.point(v)
+        point = layout.natural(v)
         return jnp.stack([jnp.asarray(g(point), v.dtype).reshape(()) for g in functions])
 
     def all_three(v: Array) -> tuple[Array, Array, Array]:

@@ -18,8 +18,9 @@ from ..compiling.entry import entry
 from ..families import Family
 from ..model.buckets import fill_rows
 from ..model.design import Design
+from ..model.parameters import Parameters
 from ..objective.laplace import working_weights
-from ..objective.pirls import Blocked, Parameters, reduce_fixed, row_sums
+from ..objective.pirls import Blocked, reduce_fixed, row_sums
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -27,8 +27,9 @@ from ..compiling.entry import entry
 from ..families import Family
 from ..many.fit_many import ADJUSTMENTS, adjusted
 from ..model.design import Design
+from ..model.parameters import Parameters
 from ..objective.laplace import working_weights
-from ..objective.pirls import Blocked, Parameters
+from ..objective.pirls import Blocked
 from ..objective.quadrature import marginal
 
 if TYPE_CHECKING:

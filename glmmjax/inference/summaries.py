@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .._errors import NotSupportedError
-from ..fit.problem import block_diagonal
+from ..algebra.linalg import block_diagonal
 from ..formula.syntax import deparse
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ class Design:
     @property
     def p(self) -> int:
         """Number of fixed effects."""
-        return int(self.X.shape[1])
+        return int(self.X.shape[-1])
 
     @property
     def q(self) -> int:

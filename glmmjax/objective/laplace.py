@@ -19,12 +19,12 @@ from ..compiling.precision import own_settings
 from ..families import Family
 from ..families import get as get_family
 from ..model.design import Design, factors, linear_predictor, over_devices
+from ..model.parameters import Parameters
 from ..model.rows import sum_over_rows
 from .pirls import (
     CONVERGED,
     Blocked,
     Mode,
-    Parameters,
     Sums,
     at_conditional_mode,
     curvature_weights,

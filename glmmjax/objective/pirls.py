@@ -49,6 +49,7 @@ from ..model.design import (
     u_from_blocks,
     u_to_blocks,
 )
+from ..model.parameters import Parameters
 from ..model.rows import chunk_rows, sum_over_rows
 
 #: Newton decrement, relative to 1 + penalised deviance, below which the last full step is taken.
@@ -69,14 +70,6 @@ MESSAGES = {
 }
 
 Blocked = tuple[Any, ...]  # per block (m, k)
-
-
-class Parameters(NamedTuple):
-    """Parameters of the marginal likelihood."""
-
-    theta: Any  # (n_theta,)
-    beta: Any  # (p,)
-    phi: Any  # (n_phi,)
 
 
 class Mode(NamedTuple):

@@ -31,6 +31,7 @@ from ..compiling.precision import own_settings
 from ..families import Family
 from ..families import get as get_family
 from ..model.design import Design, linear_predictor
+from ..model.parameters import Parameters
 from .laplace import (
     Evaluation,
     at_mode,
@@ -39,7 +40,7 @@ from .laplace import (
     resolve_hessian,
     warn_if_single_precision,
 )
-from .pirls import Blocked, Parameters, parameters, unspool, zero_u
+from .pirls import Blocked, parameters, unspool, zero_u
 
 MAX_POINTS = 100
 MAX_DIMENSIONS = 4
