@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from .inference.structure import Structure as Structure
     from .inference.structure import structure as structure
     from .links import Link as Link
-    from .many.fit_many import ManyFits as ManyFits
     from .many.fit_many import fit_many as fit_many
+    from .many.results import ManyFits as ManyFits
     from .model.covariance import Diagonal as Diagonal
     from .model.covariance import Unstructured as Unstructured
     from .model.design import Design as Design
@@ -82,7 +82,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "fit_design": ("fit.implicit", "fit_design"),
     "DesignFit": ("fit.implicit", "DesignFit"),
     "fit_many": ("many.fit_many", "fit_many"),
-    "ManyFits": ("many.fit_many", "ManyFits"),
+    "ManyFits": ("many.results", "ManyFits"),
     "lm_list": ("inference.lmlist", "lm_list"),
     "design": ("_glmer", "design"),
     "design_arrays": ("model.design", "design_arrays"),

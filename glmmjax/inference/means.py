@@ -19,6 +19,7 @@ from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
 from ..formula.syntax import Call, Name, Node, base_name, names_in, strip_parens, walk
+from .multiple import adjusted
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -65,7 +66,7 @@ class MarginalMeans:
         shift = np.array([self._shift[i] - self._shift[j] for i, j in both])
         estimate, error, df = _estimates(self._model, L, shift, self._ddf)
         ratio = estimate / error
-        p = _adjusted(ratio, df, len(labels), adjust)
+        p = _p_values(ratio, df, len(labels), adjust)
         names = [f"{labels[i]} - {labels[j]}" for i, j in both]
         columns = {"estimate": estimate, "std_error": error, "df": df, "statistic": ratio, "p_value": p}
         return pd.DataFrame(columns, index=pd.Index(names, name="difference"))
@@ -204,7 +205,7 @@ def _quantile(df: np.ndarray, p: float) -> np.ndarray:
     return np.where(np.isfinite(df), t.ppf(p, np.where(np.isfinite(df), df, 1.0)), norm.ppf(p))
 
 
-def _adjusted(ratio: np.ndarray, df: np.ndarray, means: int, adjust: str) -> np.ndarray:
+def _p_values(ratio: np.ndarray, df: np.ndarray, means: int, adjust: str) -> np.ndarray:
     from scipy.stats import norm, studentized_range, t
 
     size = np.abs(ratio)
@@ -213,15 +214,7 @@ def _adjusted(ratio: np.ndarray, df: np.ndarray, means: int, adjust: str) -> np.
         return np.asarray(np.clip(studentized_range.sf(np.sqrt(2.0) * size, means, large), 0.0, 1.0))
     finite = np.isfinite(df)
     p = np.where(finite, 2.0 * t.sf(size, np.where(finite, df, 1.0)), 2.0 * norm.sf(size))
-    if adjust == "bonferroni":
-        return np.minimum(p * p.size, 1.0)
-    if adjust == "holm":
-        order = np.argsort(p)
-        steps = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size)))
-        out = np.empty_like(p)
-        out[order] = np.minimum(steps, 1.0)
-        return out
-    return p
+    return adjusted(p, adjust)
 
 
 @entry

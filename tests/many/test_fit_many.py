@@ -419,17 +419,6 @@ def test_programs_are_kept_whole(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, first)
 
 
-def test_adjusted_p_values():
-    p = np.array([0.01, 0.04, np.nan, 0.03, 0.2, 0.5])
-    known = ~np.isnan(p)
-    np.testing.assert_allclose(
-        fit_many.adjusted(p, "BH")[known], scipy.stats.false_discovery_control(p[known], method="bh")
-    )
-    np.testing.assert_allclose(fit_many.adjusted(p, "bonferroni")[known], np.minimum(5 * p[known], 1.0))
-    np.testing.assert_allclose(fit_many.adjusted(p, "holm")[known], [0.05, 0.12, 0.12, 0.4, 0.5])
-    np.testing.assert_array_equal(fit_many.adjusted(p, "none"), p)
-
-
 def test_false_discoveries_are_controlled():
     data = design()
     Y = responses(data.assign(x=0.0), 400, "gaussian")
