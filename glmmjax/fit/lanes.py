@@ -28,7 +28,7 @@ from ..model.design import Design, Term
 from ..model.parameters import Layout
 from ..objective.laplace import pieces
 from ..objective.pirls import zero_u
-from ..objective.pls import cross_products
+from ..objective.pls import cross_products, moving_covariance
 from . import optimise as opt
 from .glmm import Carry as Modes
 from .glmm import layout_of, make_objective, starting_values, tighter
@@ -185,8 +185,6 @@ class Linear:
         return self.ddf
 
     def more(self, x: Array, data: Any) -> Array:
-        from ..inference.ddf import moving_covariance
-
         cross, plan = data
         reml = jnp.asarray(float(self.REML), x.dtype)
         (H, slopes), covariance = moving_covariance(x, cross, reml, plan, self.terms)

@@ -19,17 +19,15 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 import pandas as pd
-from jax import Array
 
 from .._errors import NotSupportedError
-from ..algebra.symbolic import Plan
 from ..compiling.entry import entry
 from ..fit.lmm import LinearProblem
 from ..formula.columns import Factor, as_factor, take_rows
 from ..formula.matrix import independent_columns
 from ..formula.terms import bits
-from ..model.design import Design, Term
-from ..objective.pls import CrossProducts, criterion, profile
+from ..model.design import Design
+from ..objective.pls import gradient_and_covariance, moving_covariance
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -46,9 +44,6 @@ STEP = 1e-3
 FLAT = 1e-10
 #: Entries of estimable functions below this, columns scaled to at most 1, are rounding.
 ROUNDING = 1e-9
-
-
-_Moving = tuple[Array, Array]
 
 
 class ContrastTest(NamedTuple):
@@ -81,35 +76,10 @@ class _Method(Protocol):
 
 
 # -------------------- Satterthwaite
-def _gradient(theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]) -> _Moving:
-    """Gradient of the profiled criterion (t,), and the covariance of beta (p, p) with sigma profiled out."""
-
-    def value(theta: Array) -> tuple[Array, Array]:
-        at = profile(theta, cross, plan, terms)
-        size = cross.n - reml * at.beta.shape[0]
-        return criterion(at, cross, reml), at.r2 / size * at.schur_inverse
-
-    (_, covariance), g = jax.value_and_grad(value, has_aux=True)(theta)
-    return g, covariance
-
-
-def moving_covariance(
-    theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
-) -> tuple[_Moving, Array]:
-    """Derivatives of what `_gradient` returns, theta last, and the covariance of beta."""
-
-    def twice(theta: Array) -> tuple[_Moving, Array]:
-        out = _gradient(theta, cross, reml, plan, terms)
-        return out, out[1]
-
-    derivatives, covariance = jax.jacfwd(twice, has_aux=True)(theta)
-    return derivatives, covariance
-
-
 _exact = jax.jit(moving_covariance, static_argnames=("terms",))
 
 
-_compiled_gradient = jax.jit(_gradient, static_argnames=("terms",))
+_compiled_gradient = jax.jit(gradient_and_covariance, static_argnames=("terms",))
 
 
 def _by_differences(theta: np.ndarray, steps: np.ndarray, *data: Any) -> tuple[Any, Any]:

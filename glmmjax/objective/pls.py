@@ -244,3 +244,33 @@ def _real(theta: Any, design: Design) -> Array:
     vector(theta, "theta", design.n_theta)
     theta = jnp.asarray(theta)
     return theta.astype(jnp.result_type(theta, float))
+
+
+Pair = tuple[Array, Array]
+
+
+def gradient_and_covariance(
+    theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
+) -> Pair:
+    """Gradient of the profiled criterion (t,), and the covariance of beta (p, p) with sigma profiled out."""
+
+    def value(theta: Array) -> tuple[Array, Array]:
+        at = profile(theta, cross, plan, terms)
+        size = cross.n - reml * at.beta.shape[0]
+        return criterion(at, cross, reml), at.r2 / size * at.schur_inverse
+
+    (_, covariance), g = jax.value_and_grad(value, has_aux=True)(theta)
+    return g, covariance
+
+
+def moving_covariance(
+    theta: Array, cross: CrossProducts, reml: Array, plan: Plan, terms: tuple[Term, ...]
+) -> tuple[Pair, Array]:
+    """Derivatives of what `gradient_and_covariance` returns, theta last, and the covariance of beta."""
+
+    def twice(theta: Array) -> tuple[Pair, Array]:
+        out = gradient_and_covariance(theta, cross, reml, plan, terms)
+        return out, out[1]
+
+    derivatives, covariance = jax.jacfwd(twice, has_aux=True)(theta)
+    return derivatives, covariance
