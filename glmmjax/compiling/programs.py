@@ -105,8 +105,10 @@ class Held:
             found.used = next(_turns)
         return found
 
-    def set(self, found: Programs) -> Programs:
-        self._found = weakref.ref(found)
+    def of_one_fit(self, model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[Any]]) -> Programs | None:
+        """See `of_one_fit`."""
+        found = self.get() or of_one_fit(model, design, make)
+        self._found = None if found is None else weakref.ref(found)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -282,12 +284,19 @@ def of_one_fit(model: tuple[Any, ...], design: Any, make: Callable[[], Sequence[
     if device.platform != "cpu" or jax.process_count() > 1 or any(isinstance(leaf, jax.Array) for leaf in leaves):
         return None
     shapes = tuple((leaf.shape, leaf.dtype.str) for leaf in leaves)
+    return of_structure((model, treedef), shapes, [device], make)
+
+
+def of_structure(
+    model: tuple[Any, ...], sizes: tuple[Any, ...], devices: Sequence[Any], make: Callable[[], Sequence[Any]]
+) -> Programs:
+    """`obtain` of what depends on classes, static data and structures of pytrees, and on numbers and texts."""
 
     def stored() -> Sequence[Any] | None:
-        text = text_of((model, treedef))
-        return None if text is None else (text, shapes)
+        text = text_of(model)
+        return None if text is None else (text, *sizes)
 
-    return obtain((key_of(model), key_of(treedef), shapes, device, _settings()), stored, [device], make)
+    return obtain((key_of(model), sizes, tuple(devices), _settings()), stored, devices, make)
 
 
 class Kept:

@@ -266,15 +266,12 @@ class GeneralisedProblem(Problem):
     @property
     def _programs(self) -> tuple[Any, Any]:
         """Compiled for these shapes: `starting_values` of (theta, phi, fixed, design), and `run` without statics."""
-        found = self._held.get()
+        settings = {"family": self.family, "nAGQ": self.nAGQ}
+        more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
+        model = ("GLMM", self.family, self.hessian, self.nAGQ, PATH_LENGTH)
+        found = self._held.of_one_fit(model, self._padded, partial(self._compile, settings, more))
         if found is None:
-            settings = {"family": self.family, "nAGQ": self.nAGQ}
-            more = {"hessian": self.hessian, "path_length": PATH_LENGTH}
-            model = ("GLMM", self.family, self.hessian, self.nAGQ, PATH_LENGTH)
-            found = programs.of_one_fit(model, self._padded, partial(self._compile, settings, more))
-            if found is None:
-                return partial(starting_values, **settings), partial(run, **settings, **more)
-            self._held.set(found)
+            return partial(starting_values, **settings), partial(run, **settings, **more)
         return found[0], found[1]
 
     def _compile(self, settings: dict[str, Any], more: dict[str, Any]) -> list[Any]:

@@ -388,15 +388,9 @@ class Engine:
         shapes = tuple(
             (np.shape(a), np.asarray(a).dtype.str if np.isscalar(a) else str(a.dtype)) for a in design.leaves
         )
-        model = (self.kind, *design.key)
-        rest = (shapes, self.lanes, self.size, str(arguments[0].dtype))
-
-        def stored() -> Sequence[Any] | None:
-            text = programs.text_of(model)
-            return None if text is None else (text, *rest)
-
+        sizes = (shapes, self.lanes, self.size, str(arguments[0].dtype))
         make = partial(self._compile, design, *design.split, arguments, limits)
-        made = programs.obtain((programs.key_of(model), *rest, self.devices), stored, self.devices, make)
+        made = programs.of_structure((self.kind, *design.key), sizes, self.devices, make)
         return _Programs(made[0], made[1], made[2] if len(made) > 2 else None)
 
     def _compile(

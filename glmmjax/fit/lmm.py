@@ -489,21 +489,17 @@ class LinearProblem(Problem):
         begin = begin._replace(carry=carry._replace(u=self._bucket.pad_levels(carry.u)))
         arguments = begin.x, begin.inverse, begin.carry, limits, self._padded, self._reml
         settings = {"metric": metric, "path_length": PATH_LENGTH}
-        kept = self._held.get() if metric == "own" else None
-        if kept is None and metric == "own":
 
-            def compiled() -> list[Any]:
-                lowered = programs.lower(_run, arguments, settings)
-                return [compile_with(lowered, one_fit_options(self._padded, threads=2))]
+        def make() -> list[Any]:
+            lowered = programs.lower(_run, arguments, settings)
+            return [compile_with(lowered, one_fit_options(self._padded, threads=2))]
 
-            kept = programs.of_one_fit(("LMM", *settings.values()), self._padded, compiled)
-            if kept is not None:
-                self._held.set(kept)
-        program: Any = partial(_run, **settings) if kept is None else kept[0]
+        found = self._held.of_one_fit(("LMM", *settings.values()), self._padded, make) if metric == "own" else None
+        program: Any = partial(_run, **settings) if found is None else found[0]
         if self.by_rows:
             program = partial(_run_by_rows, path_length=PATH_LENGTH)
-        found = unpacked(program(*arguments), begin)
-        return found._replace(carry=found.carry._replace(u=self._bucket.own_levels(found.carry.u)))
+        end = unpacked(program(*arguments), begin)
+        return end._replace(carry=end.carry._replace(u=self._bucket.own_levels(end.carry.u)))
 
     def advance(self, state: opt.State, begin: Start, limits: opt.Limits, metric: str) -> opt.State:
         return _step(state, begin.inverse, self._limits(limits, metric), *self._arguments, metric)
