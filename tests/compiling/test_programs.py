@@ -26,6 +26,7 @@ from scipy.stats import multivariate_normal
 
 import glmmjax as gj
 from glmmjax.compiling import loaded, private, programs
+from glmmjax.compiling.entry import entry
 from glmmjax.compiling.memory import mappings
 from glmmjax.compiling.precision import cache_directory, persistent_cache
 from glmmjax.model.covariance import Diagonal
@@ -222,8 +223,7 @@ def test_where_nothing_can_be_released_nothing_is_compiled(monkeypatch: pytest.M
     with pytest.raises(MemoryError, match="64,000 memory mappings.*none can be released.*max_map_count"):
         programs.obtain("new", lambda: None, jax.local_devices()[:1], make)
     monkeypatch.setattr(programs, "_compiled", 1_000)
-    with programs.persistent_cache():  # where all that is needed may be there
-        pass
+    entry(lambda: None)()  # where all that is needed may be there
 
 
 def test_programs_of_jit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,12 +231,12 @@ def test_programs_of_jit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SOME_PROGRAMS", 2)
     monkeypatch.setattr(programs, "_compiled", 0)
     jax.jit(lambda x: x + 1.5)(np.ones(2))
-    with programs.persistent_cache():
-        assert not counted.called
+    entry(lambda: None)()
+    assert not counted.called
     jax.jit(lambda x: x + 2.5)(np.ones(2))
     jax.jit(lambda x: x + 3.5)(np.ones(2))
-    with programs.persistent_cache():
-        assert counted.called[-1] == "_forget_traces"
+    entry(lambda: None)()
+    assert counted.called[-1] == "_forget_traces"
 
 
 def test_the_traces_of_users_stay() -> None:
