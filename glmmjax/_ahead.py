@@ -17,23 +17,23 @@ from .results import MixedModel
 def fit_for_summary(setup: ModelSetup) -> MixedModel:
     """`_steps.fit`, with the summary's programs at hand by its end."""
     deviance = deviance_function(setup)
-    deviance.problem.meanwhile = partial(_rehearse, deviance)
+    deviance.problem.while_compiling = partial(_prepare_summary, deviance)
     return make_model(deviance, optimise(deviance))
 
 
-def _rehearse(deviance: DevianceFunction) -> None:
+def _prepare_summary(deviance: DevianceFunction) -> None:
     """Run the programs of a summary once. They are found by shapes, so that any numbers will do."""
     from .inference.approximation import LADDER, affordable, levels_at
 
     # an error here is one of the summary itself, too, where it is raised
     with suppress(Exception), np.errstate(all="ignore"):
-        model = _anywhere(deviance)
+        model = _at_start(deviance)
         _ = model.conditional_deviance
         if affordable(model):
             levels_at(model, LADDER[0])
 
 
-def _anywhere(deviance: DevianceFunction) -> MixedModel:
+def _at_start(deviance: DevianceFunction) -> MixedModel:
     """The model at theta's start, with no effects."""
     setup = deviance.setup
     design, theta = setup.design, setup.design.theta_start

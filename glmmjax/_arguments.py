@@ -460,7 +460,7 @@ def _checked(
         return known, places, "".join(several), "".join(named)
 
     @functools.wraps(function)
-    def inside(*args: Any, **kwargs: Any) -> Any:
+    def checking(*args: Any, **kwargs: Any) -> Any:
         nonlocal read
         read = read or signature()
         known, places, several, named = read
@@ -480,7 +480,7 @@ def _checked(
                 rule(value, name)
         return function(*args, **kwargs)  # which says what is missing, or there twice
 
-    return inside
+    return checking
 
 
 def _refuse_traced(value: Any, name: str, where: str) -> None:

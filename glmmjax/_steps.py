@@ -142,13 +142,13 @@ class DevianceFunction:
     @entry
     def value_and_grad(self, x: Any) -> tuple[float, np.ndarray]:
         """Value and exact gradient (P,) from one evaluation: ``scipy.optimize.minimize(..., jac=True)``'s function."""
-        f, g, _, _ = self.problem.evaluate(*self._inside(x))
+        f, g, _, _ = self.problem.evaluate(*self._internal(x))
         return float(f), self.problem.scaling.jacobian.T @ np.asarray(g)
 
     @entry
     def hessian(self, x: Any) -> np.ndarray:
         """(P, P) by automatic differentiation, a program of its own: it compiles for seconds when first called."""
-        H, J = np.asarray(self.problem.exact_hessian(*self._inside(x))), self.problem.scaling.jacobian
+        H, J = np.asarray(self.problem.exact_hessian(*self._internal(x))), self.problem.scaling.jacobian
         return J.T @ H @ J
 
     def __repr__(self) -> str:
@@ -160,7 +160,7 @@ class DevianceFunction:
         """Where searches for the modes start."""
         return self.problem.start({})
 
-    def _inside(self, x: Any) -> tuple[Any, Any, Any]:
+    def _internal(self, x: Any) -> tuple[Any, Any, Any]:
         """A point in internal units, and what else an evaluation takes."""
         return self.problem.scaling.inner(self._point(x)), self._begin.carry, self._begin.constant
 

@@ -322,7 +322,7 @@ class MixedModel:
         return scale_design(self._design, self._layout)
 
     @cached_property
-    def _inside(self) -> tuple[Parameters, Blocked, Design]:
+    def _internal(self) -> tuple[Parameters, Blocked, Design]:
         """Estimates, modes u and design in internal units."""
         e, (design, scaling) = self._estimates, self._scaled
         return Parameters(scaling.basis.inner(e.theta), scaling.A @ e.beta, e.phi), tuple(e.u), design
@@ -331,7 +331,7 @@ class MixedModel:
     @entry
     def _laplace_pieces(self) -> tuple[float, np.ndarray]:
         """log|L|^2 and R_X'R_X in internal units."""
-        logdet, information = _pieces(*self._inside, self.family, self._spec.hessian)
+        logdet, information = _pieces(*self._internal, self.family, self._spec.hessian)
         return float(logdet), np.asarray(information)
 
     @property

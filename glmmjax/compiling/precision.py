@@ -61,7 +61,7 @@ def own_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of pure functions: traced, and run, as `x64` says, in the user's precision."""
 
     @functools.wraps(function)
-    def inside(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         check_process()
         others = _other_settings()
         if not others:
@@ -69,7 +69,7 @@ def own_settings(function: Callable[..., Any]) -> Callable[..., Any]:
         with _all_of(others):
             return function(*args, **kwargs)
 
-    return inside
+    return run
 
 
 def _other_settings() -> list[Any]:
@@ -203,23 +203,23 @@ class CacheSettings:
     """
 
     def __init__(self, wanted: Callable[[], dict[str, Any]]) -> None:
-        self._wanted, self._lock, self._inside = wanted, threading.Lock(), 0
+        self._wanted, self._lock, self._threads = wanted, threading.Lock(), 0
         self._before: dict[str, Any] = {}
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
-            if not self._inside:
+            if not self._threads:
                 wanted = self._wanted()
                 self._before = {name: getattr(jax.config, name) for name in wanted}
                 self._set(wanted)
-            self._inside += 1
+            self._threads += 1
         try:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
-                if not self._inside:
+                self._threads -= 1
+                if not self._threads:
                     self._set(self._before)
 
     def _set(self, values: dict[str, Any]) -> None:

@@ -71,10 +71,10 @@ SOME_PROGRAMS = 30
 #: Programs made after which the C library gives back what compiling them left free.
 SOME_MADE = 10
 
-#: Numbers in a `Kept` function's arguments up to which it is compiled with `QUICK_OPTIONS`.
+#: Numbers in a `PersistentJit` function's arguments up to which it is compiled with `QUICK_OPTIONS`.
 QUICK_NUMBERS = 100_000
 
-_kept: dict[Any, Programs] = {}
+_in_memory: dict[Any, Programs] = {}
 _turns = itertools.count(1)
 _making: dict[Any, threading.Lock] = {}
 #: XLA reads them once.
@@ -145,14 +145,14 @@ def obtain(
         making = _making.setdefault(key, threading.Lock())
     try:
         with making:  # one thread makes a program, others make other ones meanwhile
-            found = _kept.get(key)
+            found = _in_memory.get(key)
             if found is None:
                 make_room()
                 found = Programs(_load_or_make(stored(), devices, make))
                 _trim_at_times()
             found.used = next(_turns)
             with _lock:
-                _kept[key] = found
+                _in_memory[key] = found
     finally:
         with _lock:
             _making.pop(key, None)
@@ -231,7 +231,7 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def _halve() -> None:
-    _let_go(len(_kept) // 2)
+    _let_go(len(_in_memory) // 2)
 
 
 def _forget_traces() -> None:
@@ -241,8 +241,8 @@ def _forget_traces() -> None:
         if name.partition(".")[0] in packages:
             for value in list(vars(module).values()):
                 jitted: Any = value
-                if isinstance(value, (Kept, jnp.ufunc)):
-                    jitted = value._jitted if isinstance(value, Kept) else getattr(value, "_func", None)
+                if isinstance(value, (PersistentJit, jnp.ufunc)):
+                    jitted = value._jitted if isinstance(value, PersistentJit) else getattr(value, "_func", None)
                 if hasattr(type(jitted), "clear_cache"):
                     jitted.clear_cache()
     gc.collect()
@@ -251,8 +251,8 @@ def _forget_traces() -> None:
 def _let_go(keep: int) -> None:
     """Drop programs until this many are left, the longest unused first."""
     with _lock:
-        oldest = sorted(_kept, key=lambda key: _kept[key].used)[: max(len(_kept) - keep, 0)]
-        dropped = [_kept.pop(key) for key in oldest]
+        oldest = sorted(_in_memory, key=lambda key: _in_memory[key].used)[: max(len(_in_memory) - keep, 0)]
+        dropped = [_in_memory.pop(key) for key in oldest]
     dropped.clear()  # outside the lock: unmapping takes a while
 
 
@@ -264,7 +264,7 @@ def _load_or_make(stored: Sequence[Any] | None, devices: Sequence[Any], make: Ca
         return list(make())
     found = load(name, devices)
     if found is None:
-        with fresh():
+        with without_cache():
             found = list(make())
         if name_of(stored, devices) == name:  # modules imported meanwhile are of the same source
             save(name, found)
@@ -299,7 +299,7 @@ def of_structure(
     return obtain((key_of(model), sizes, tuple(devices), _settings()), stored, devices, make)
 
 
-class Kept:
+class PersistentJit:
     """`jax.jit` of a function with static arguments, all of them named, whose programs are kept as those of fits."""
 
     def __init__(self, function: Callable[..., Any], static_argnames: tuple[str, ...]) -> None:
@@ -319,9 +319,9 @@ class Kept:
         return self._jitted(*args, **statics) if found is None else found[0](*args)
 
 
-def kept(*static_argnames: str) -> Callable[[Callable[..., Any]], Kept]:
-    """Decorator: see `Kept`."""
-    return lambda function: Kept(function, static_argnames)
+def persistent_jit(*static_argnames: str) -> Callable[[Callable[..., Any]], PersistentJit]:
+    """Decorator: see `PersistentJit`."""
+    return lambda function: PersistentJit(function, static_argnames)
 
 
 def text_of(value: Any) -> str | None:
@@ -339,7 +339,7 @@ def text_of(value: Any) -> str | None:
         return _joined(kind.__name__, value)
     if value is type(None):
         return "NoneType"
-    if isinstance(value, (type, Kept)):
+    if isinstance(value, (type, PersistentJit)):
         return f"{value.__module__}.{value.__qualname__}" if _is_own(value) else None
     if not _is_own(kind):
         return None
@@ -368,14 +368,14 @@ def _is_own(value: Any) -> bool:
 
 def key_of(value: Any) -> Hashable:
     """A key of a static argument in this process: its `text_of`, else itself together with what its code reads."""
-    text = None if isinstance(value, Kept) else text_of(value)
+    text = None if isinstance(value, PersistentJit) else text_of(value)
     if text is not None:
         return text
     if type(value) is tuple:
         return tuple(map(key_of, value))
     if type(value) is jax.tree_util.PyTreeDef:
         return value, contents(_statics(value))
-    return value if isinstance(value, Kept) else (value, contents(value))
+    return value if isinstance(value, PersistentJit) else (value, contents(value))
 
 
 def _statics(tree: Any) -> list[Any]:
@@ -443,7 +443,7 @@ def _settings() -> Hashable:
 
 
 #: Context without JAX's cache: what comes out of it cannot be written again (XLA leaves its functions out).
-fresh = CacheSettings(lambda: {"jax_enable_compilation_cache": False})
+without_cache = CacheSettings(lambda: {"jax_enable_compilation_cache": False})
 
 
 @cache

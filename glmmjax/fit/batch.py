@@ -116,9 +116,9 @@ def fit_block(
     for name in names:
         changed[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *[getattr(one, name) for one in rest])
     flags: dict[str, Any] = {name: jax.tree.map(lambda _: True, changed[name]) for name in names}
-    again = _fit_block(engine, replace(together, **changed), replace(own, **flags), members.size, limits, start)
+    refitted = _fit_block(engine, replace(together, **changed), replace(own, **flags), members.size, limits, start)
     for name in Many.__dataclass_fields__:
-        getattr(fits, name)[members] = getattr(again, name)
+        getattr(fits, name)[members] = getattr(refitted, name)
     for i, one in zip(members, ones, strict=True):
         separation = found[i]
         X, offset = np.asarray(one.X, float), np.asarray(one.offset, float)
@@ -199,16 +199,16 @@ def _search_block(
     theta = off_ridge(C[0] @ start["theta"], design.terms) if "theta" in start else design.theta_start
     dtype = np.asarray(design.y).dtype
 
-    def revise(ends: Ends, again: Callable[..., Ends]) -> Ends:
+    def revise(ends: Ends, repeat: Callable[..., Ends]) -> Ends:
         if family is not None and family.limit and layout.n_phi:
-            ends = _settle_dispersions(ends, again, family, layout, design.y, limits)
+            ends = _settle_dispersions(ends, repeat, family, layout, design.y, limits)
         if not limits.hessian:
-            return _settle_singular(ends, again, kind, layout)[0]
-        ends = _settle(ends, again, kind, layout)
+            return _settle_singular(ends, repeat, kind, layout)[0]
+        ends = _settle(ends, repeat, kind, layout)
         if "theta" in start:
             return ends
-        ends, moved = _other_signs(ends, again, layout)
-        return _settle(ends, again, kind, layout) if moved else ends
+        ends, moved = _other_signs(ends, repeat, layout)
+        return _settle(ends, repeat, kind, layout) if moved else ends
 
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
@@ -262,16 +262,16 @@ def _shape(H: np.ndarray) -> _Shape:
     return _Shape(values, vectors, units, finite)
 
 
-def _settle(ends: Ends, again: Callable[..., Ends], kind: Kind, layout: Layout) -> Ends:
+def _settle(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout: Layout) -> Ends:
     """Minima in canonical form, as `_fit` has them."""
     for _ in range(SETTLINGS):
-        ends, settled = _settle_singular(_leave_saddles(ends, again), again, kind, layout)
+        ends, settled = _settle_singular(_leave_saddles(ends, repeat), repeat, kind, layout)
         if _shape(ends.hessian[settled]).minimum.all():
             break
     return ends
 
 
-def _other_signs(ends: Ends, again: Callable[..., Ends], layout: Layout) -> tuple[Ends, bool]:
+def _other_signs(ends: Ends, repeat: Callable[..., Ends], layout: Layout) -> tuple[Ends, bool]:
     """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
     at, moved = layout.at.theta, False
     for term in filter(lambda term: term.structure.has_mirror, layout.terms):
@@ -288,14 +288,14 @@ def _other_signs(ends: Ends, again: Callable[..., Ends], layout: Layout) -> tupl
         x = ends.x[which].copy()
         for theta in x[:, at]:
             theta[term.theta] = term.structure.mirrored(theta[term.theta])
-        new = again(which, x, np.stack([safe_inverse(H) for H in ends.hessian[which]]))
+        new = repeat(which, x, np.stack([safe_inverse(H) for H in ends.hessian[which]]))
         better = new.numbers[:, 0] < ends.numbers[which, 0] - ANOTHER
         ends = _replaced(ends, which, new, better)
         moved |= bool(better.any())
     return ends, moved
 
 
-def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
+def _leave_saddles(ends: Ends, repeat: Callable[..., Ends]) -> Ends:
     """Restart along directions of negative curvature; see `_fit`."""
     open_ = np.arange(ends.x.shape[0])
     for _ in range(RESTARTS):
@@ -308,7 +308,7 @@ def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
         direction = shape.units[bent] * np.take_along_axis(shape.vectors[bent], worst[:, None, None], 2)[..., 0]
         trial = ends.x[which] + 0.3 * direction / np.abs(direction).max(axis=1, keepdims=True)
         inverse = np.stack([safe_inverse(H) for H in ends.hessian[which]])
-        new = again(which, trial, inverse)
+        new = repeat(which, trial, inverse)
         better = new.numbers[:, 0] < ends.numbers[which, 0] - 1e-9
         ends = _replaced(ends, which, new, better)
         open_ = which[better]
@@ -318,7 +318,7 @@ def _leave_saddles(ends: Ends, again: Callable[..., Ends]) -> Ends:
 
 
 def _settle_dispersions(
-    ends: Ends, again: Callable[..., Ends], family: Family, layout: Layout, y: np.ndarray, limits: opt.Limits
+    ends: Ends, repeat: Callable[..., Ends], family: Family, layout: Layout, y: np.ndarray, limits: opt.Limits
 ) -> Ends:
     """Fits at the family's limit where that costs nothing, as in `_fit`; without Hessians those that ended far out."""
     finite, last, rest = np.isfinite(ends.numbers[:, 0]), layout.at.log_phi, slice(layout.at.log_phi.start)
@@ -338,7 +338,7 @@ def _settle_dispersions(
         inverse[:, last, last] = 1.0
         for i, H in enumerate(ends.hessian[which, rest, rest]):
             inverse[i, rest, rest] = safe_inverse(H) if np.isfinite(H).all() else np.eye(H.shape[0]) / y.shape[-1]
-        return again(which, x, inverse, limit)
+        return repeat(which, x, inverse, limit)
 
     new = moved(which, LOG_PHI_MAX)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
@@ -366,7 +366,7 @@ def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> End
     return out
 
 
-def _settle_singular(ends: Ends, again: Callable[..., Ends], kind: Kind, layout: Layout) -> tuple[Ends, np.ndarray]:
+def _settle_singular(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout: Layout) -> tuple[Ends, np.ndarray]:
     """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing, and the numbers of the
     datasets where that was done; see `_fit`."""
     at = layout.at.theta
@@ -382,7 +382,7 @@ def _settle_singular(ends: Ends, again: Callable[..., Ends], kind: Kind, layout:
     x = ends.x[which].copy()
     x[:, at] = proposal[which]
     inverse = np.stack([safe_inverse(np.where(np.isfinite(H), H, 0.0)) for H in ends.hessian[which]])
-    new = again(which, x, inverse, 1)
+    new = repeat(which, x, inverse, 1)
     take = new.numbers[:, 0] <= ends.numbers[which, 0] + ZERO_COST
     new.numbers[:, 1:3] = ends.numbers[which, 1:3]  # the search is still the first one
     ends = _replaced(ends, which, new, take)
@@ -390,7 +390,7 @@ def _settle_singular(ends: Ends, again: Callable[..., Ends], kind: Kind, layout:
     if isinstance(kind, Linear) and which.size:  # at an exact zero the curvature cannot be read off the gradient
         x = x[take]
         x[:, at] = [off_ridge(theta, layout.terms, BESIDE, BESIDE) for theta in x[:, at]]
-        beside = again(which, x, inverse[take], 1)
+        beside = repeat(which, x, inverse[take], 1)
         ends.hessian[which] = beside.hessian
         ends.numbers[which, 3:] += beside.numbers[:, 3:]
     return ends, which

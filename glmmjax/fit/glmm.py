@@ -283,8 +283,8 @@ class GeneralisedProblem(Problem):
             limits = opt.as_arrays(opt.Limits(0.0, 0, True))
             arguments = x, inverse, carry, limits, constant, self._padded
             second = programs.lower(run, arguments, {**settings, **more})
-            if self.meanwhile is not None:
-                pool.submit(self.meanwhile)
+            if self.while_compiling is not None:
+                pool.submit(self.while_compiling)
             compiled = compile_with(second, one_fit_options(self._padded, self.nAGQ))
             return [first.result(), compiled]
 

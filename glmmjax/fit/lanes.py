@@ -212,7 +212,7 @@ def _unpack(rows: np.ndarray, P: int) -> Ends:
     return Ends(parts[0], parts[1], parts[2].reshape(-1, P, P), parts[3], parts[4], rows[:, :0])
 
 
-class _Some:
+class _Split:
     """A pytree split into leaves that every dataset has its own of, and shared ones."""
 
     def __init__(self, tree: Any, own: Any) -> None:
@@ -220,7 +220,7 @@ class _Some:
         self.flags = tuple(jax.tree.leaves(own))
 
     @property
-    def split(self) -> tuple[list[Any], list[Any]]:
+    def parts(self) -> tuple[list[Any], list[Any]]:
         own = [leaf for leaf, flag in zip(self.leaves, self.flags, strict=True) if flag]
         return own, [leaf for leaf, flag in zip(self.leaves, self.flags, strict=True) if not flag]
 
@@ -312,13 +312,13 @@ def _search(
             out = slots.out.at[jnp.where(done, slots.task, N)].set(rows)
             rank = jnp.cumsum(done.astype(jnp.int32))
             task = jnp.where(done, slots.next + rank - 1, slots.task)
-            mine, inverse0, constant, fresh = take(task)
+            mine, inverse0, constant, began = take(task)
 
             def choose(new: Array, old: Array) -> Array:
                 return jnp.where(done.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
             return _Slots(
-                task, slots.next + rank[-1], mine, inverse0, constant, jax.tree.map(choose, fresh, state), out
+                task, slots.next + rank[-1], mine, inverse0, constant, jax.tree.map(choose, began, state), out
             )
 
         idle = slots.task >= n
@@ -384,17 +384,17 @@ class Engine:
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         return jax.jit(mapped, in_shardings=shardings)
 
-    def _programs(self, design: _Some, arguments: tuple[Any, ...], limits: opt.Limits) -> _Programs:
+    def _programs(self, design: _Split, arguments: tuple[Any, ...], limits: opt.Limits) -> _Programs:
         shapes = tuple(
             (np.shape(a), np.asarray(a).dtype.str if np.isscalar(a) else str(a.dtype)) for a in design.leaves
         )
         sizes = (shapes, self.lanes, self.size, str(arguments[0].dtype))
-        make = partial(self._compile, design, *design.split, arguments, limits)
+        make = partial(self._compile, design, *design.parts, arguments, limits)
         made = programs.of_structure((self.kind, *design.key), sizes, self.devices, make)
         return _Programs(made[0], made[1], made[2] if len(made) > 2 else None)
 
     def _compile(
-        self, design: _Some, own: list[Any], shared: list[Any], arguments: tuple[Any, ...], limits: opt.Limits
+        self, design: _Split, own: list[Any], shared: list[Any], arguments: tuple[Any, ...], limits: opt.Limits
     ) -> list[Any]:
         """The programs, the first compiled while the second is traced."""
         global compilations
@@ -414,19 +414,19 @@ class Engine:
             count = jax.ShapeDtypeStruct((len(self.devices),), jnp.int32)
             statics["key"] = data.key
             second = self._jit(partial(_search, **statics), [mine, everyone, mine, mine, mine, everyone], mine)
-            lowered = second.lower(*data.split, starts, order, count, limits)
+            lowered = second.lower(*data.parts, starts, order, count, limits)
             search = pool.submit(compile_with, lowered, options)
             more = []
             if self.kind.has_more:
                 third = self._jit(partial(_more, **statics), [mine, everyone, mine], mine)
-                more = [compile_with(third.lower(*data.split, starts.x), options)]
+                more = [compile_with(third.lower(*data.parts, starts.x), options)]
             compilations += 2 + self.kind.has_more
             return [begin.result(), search.result(), *more]
 
-    def _data(self, design: _Some, tree: Any, extra: Any) -> _Some:
+    def _data(self, design: _Split, tree: Any, extra: Any) -> _Split:
         """What the search reads, of `tree` with the structure of the design."""
         flags = jax.tree.unflatten(design.treedef, design.flags)
-        return _Some(self.kind.data(tree, extra), self.kind.data(flags, jax.tree.map(lambda _: True, extra)))
+        return _Split(self.kind.data(tree, extra), self.kind.data(flags, jax.tree.map(lambda _: True, extra)))
 
     # -- one block
 
@@ -446,21 +446,21 @@ class Engine:
         Args:
             design: in internal units; leaves flagged in `own` have a leading axis of `block` datasets.
             theta, phi: (n_theta,) and (n_phi,) where the searches start; `fixed` keeps theta there.
-            revise: called with (ends, again), where again(which, x, inverse, limits) repeats the searches of datasets
+            revise: called with (ends, repeat), where repeat(which, x, inverse, limits) repeats the searches of datasets
                 `which` from x (b, P) with metrics inverse (b, P, P); returns the ends to report.
         """
         D, N = len(self.devices), self.size
         wanted = bool(limits.hessian)
         limits = opt.as_arrays(self.kind.limits(limits), theta.dtype)
-        some = _Some(design, own)
+        split = _Split(design, own)
         arguments = (theta, phi, np.asarray(fixed))
-        compiled = self._programs(some, arguments, limits)
-        mine, shared = some.split
+        compiled = self._programs(split, arguments, limits)
+        mine, shared = split.parts
         with jax.default_device(self.devices[0]):
             if self._mesh is None:
                 mine, shared = jax.device_put((mine, shared), self.devices[0])
             extra, starts = compiled.begin(mine, shared, *arguments)
-            parts = self._data(some, _join(mine, shared, some.key), extra).split
+            parts = self._data(split, _join(mine, shared, split.key), extra).parts
             P = starts.x.shape[1]
 
             def more(x: np.ndarray) -> np.ndarray:
@@ -484,7 +484,7 @@ class Engine:
                 x[which] = ends.x
                 return ends._replace(hessian=more(x)[which].reshape(-1, P, P))
 
-            def again(which: np.ndarray, x: np.ndarray, inverse: np.ndarray, limit: int | None = None) -> Ends:
+            def repeat(which: np.ndarray, x: np.ndarray, inverse: np.ndarray, limit: int | None = None) -> Ends:
                 moved = Start(np.array(starts.x), np.array(starts.inverse), starts.carry, starts.constant)
                 moved.x[which], moved.inverse[which] = x, inverse
                 own_limits = limits if limit is None else limits._replace(max_evaluations=np.asarray(limit, np.int32))
@@ -494,7 +494,7 @@ class Engine:
                 return search(which, moved, own_limits)
 
             ends = search(np.arange(count), starts, limits)
-            ends = ends if revise is None else revise(ends, again)
+            ends = ends if revise is None else revise(ends, repeat)
             if compiled.more is None or self.kind.exact:
                 return ends
             return ends._replace(more=more(ends.x))

@@ -76,7 +76,7 @@ class Carry(NamedTuple):
     schur: Any  # (p, p): R_X'R_X of Xs; at the end R_X in the units of X
     r2: Any
     G: tuple[Any, ...]  # per block (k, k): gradient of the criterion in the covariance T T'
-    fresh: Any  # 1 if the first evaluation is to be followed by an EM step, else 0
+    em_next: Any  # 1 if the first evaluation is to be followed by an EM step, else 0
 
 
 def evaluate(
@@ -119,7 +119,7 @@ def evaluate(
         lambda: _regularised_inverse(information + _boundary_terms(tuple(_positive_part(x) for x in G), dT)),
     )
     jump = jax.lax.cond(
-        carry.fresh > 0.0, lambda: _em_step(at, T, sigma2, cross, terms), lambda: jnp.full_like(theta, jnp.nan)
+        carry.em_next > 0.0, lambda: _em_step(at, T, sigma2, cross, terms), lambda: jnp.full_like(theta, jnp.nan)
     )
     after = Carry(at.u, at.beta, at.schur, at.r2, G, jnp.zeros_like(f))
     return f, g, after, opt.Guide(hessian, inverse, jnp.isfinite(jump).all(), jump)
@@ -388,7 +388,7 @@ def part_left(r2: float, y: Any, X: Any, weights: Any, offset: Any) -> float:
     return r2 / float(np.square(last)) if abs(last) > 1e-13 * np.sqrt(w @ np.square(y)) else 0.0
 
 
-def begin(theta: Any, fresh: Any, design: Design) -> Start:
+def begin(theta: Any, em_next: Any, design: Design) -> Start:
     """Start of a search at theta, with a rule of thumb for its metric."""
     p = design.p
     metric = [
@@ -397,13 +397,13 @@ def begin(theta: Any, fresh: Any, design: Design) -> Start:
     ]
     u = tuple(np.zeros((m, z.shape[1])) for m, z in zip(design.n_levels, design.z, strict=True))
     G = tuple(np.zeros((z.shape[1], z.shape[1])) for z in design.z)
-    return Start(theta, block_diagonal(metric), Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), G, fresh), 0.0)
+    return Start(theta, block_diagonal(metric), Carry(u, np.zeros(p), np.zeros((p, p)), np.zeros(()), G, em_next), 0.0)
 
 
 class LinearProblem(Problem):
     """An LMM: theta outside, beta and sigma profiled out; the data as cross-products."""
 
-    guided = True
+    metric_is_hessian = True
     by_rows = False
 
     def __init__(self, design: Design, REML: bool, exact: bool = False) -> None:
@@ -451,7 +451,7 @@ class LinearProblem(Problem):
         if self.by_rows or not EXACT < self.left(found) < FINE:
             return None
         other = copy(self)
-        other.by_rows, other.guided = True, False
+        other.by_rows, other.metric_is_hessian = True, False
         return other
 
     def objection(self, found: opt.Found) -> int | None:

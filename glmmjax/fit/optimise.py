@@ -311,7 +311,7 @@ def _judge(s: State, limits: Limits) -> State:
     if s.x.dtype != jnp.float32:
         relative = DIFFERENCE_STEP / s.spacing
         change = change_of_curvature(s.gradients[0::2], s.g, s.gradients[1::2], H, s.spacing, relative)
-    again = (change > CHANGE).any() & (s.shorter < SHORTENINGS)
+    shorten = (change > CHANGE).any() & (s.shorter < SHORTENINGS)
     shortened = s.spacing * shortening(change)
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(H)), 1e-300))
     units = scale[:, None] * scale[None, :]
@@ -322,14 +322,14 @@ def _judge(s: State, limits: Limits) -> State:
     decrement = jnp.where(positive, -0.5 * slope, s.decrement)
     # the true Hessian may promise a gain that BFGS's approximation did not see
     in_time = (s.status != EVALUATION_LIMIT) & (s.search_evaluations < limits.max_evaluations)
-    polish = positive & (decrement > limits.tol) & (s.polish < 3) & in_time & ~again
+    polish = positive & (decrement > limits.tol) & (s.polish < 3) & in_time & ~shorten
     enough = positive & (decrement <= limits.tol) & (s.status != EVALUATION_LIMIT)
     return s._replace(
-        trial=jnp.where(again, s.x.at[0].add(shortened[0]), jnp.where(polish, s.x + direction, s.trial)),
-        hint=jax.tree.map(lambda at, now: jnp.where(again, at, now), s.carry, s.hint),
-        spacing=jnp.where(again, shortened, s.spacing),
-        shorter=s.shorter + again,
-        column=jnp.where(again, 0, s.column).astype(jnp.int32),
+        trial=jnp.where(shorten, s.x.at[0].add(shortened[0]), jnp.where(polish, s.x + direction, s.trial)),
+        hint=jax.tree.map(lambda at, now: jnp.where(shorten, at, now), s.carry, s.hint),
+        spacing=jnp.where(shorten, shortened, s.spacing),
+        shorter=s.shorter + shorten,
+        column=jnp.where(shorten, 0, s.column).astype(jnp.int32),
         hessian=H,
         inverse=jnp.where(positive, inverse, s.inverse),
         direction=jnp.where(polish, direction, s.direction),
@@ -338,7 +338,7 @@ def _judge(s: State, limits: Limits) -> State:
         backtracks=jnp.where(polish, 0, s.backtracks).astype(jnp.int32),
         polish=s.polish + polish,
         decrement=decrement,
-        phase=jnp.where(again, _DIFFERENCE, jnp.where(polish, _SEARCH, _DONE)).astype(jnp.int32),
+        phase=jnp.where(shorten, _DIFFERENCE, jnp.where(polish, _SEARCH, _DONE)).astype(jnp.int32),
         status=jnp.where(enough, CONVERGED, s.status).astype(jnp.int32),
     )
 

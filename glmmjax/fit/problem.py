@@ -123,9 +123,9 @@ class Problem:
     family: Family
     exact: bool
     #: whether a search with its own metric reports that as the Hessian
-    guided: bool = False
+    metric_is_hessian: bool = False
     #: called in another thread while programs are compiled, if they have to be
-    meanwhile: Callable[[], None] | None = None
+    while_compiling: Callable[[], None] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -339,7 +339,8 @@ def estimate_at(problem: Problem, x: np.ndarray, enough: float = 1e-7) -> Estima
     state = problem._search(begin._replace(x=problem.scaling.inner(x)), limits, "own", False)
     if not np.isfinite(state.f):
         raise ValueError("the deviance is not finite at this point")
-    if problem.guided or problem.exact:  # a search's own metric says nothing about a point that is no minimum
+    # a search's own metric says nothing about a point that is no minimum
+    if problem.metric_is_hessian or problem.exact:
         state = state._replace(hessian=np.asarray(problem.exact_hessian(state.x, state.carry, begin.constant)))
     numbers = state.numbers.copy()
     numbers[2] = opt.NOT_MINIMUM  # unless the report finds that it is one
@@ -455,12 +456,12 @@ def _leave_saddles(
         direction = shape.units * shape.vectors[:, int(np.argmin(shape.values))]
         # as far as a random effect's sd may be, not as the curvature at the saddle says
         trial = state.x + 0.3 * direction / np.abs(direction).max()
-        again = problem.run(begin._replace(x=trial, carry=state.carry), limits, metric, verbose)
+        restarted = problem.run(begin._replace(x=trial, carry=state.carry), limits, metric, verbose)
         extra += state.search_evaluations
         restarts += 1
-        if not again.f < state.f - 1e-9:
+        if not restarted.f < state.f - 1e-9:
             break
-        state = again
+        state = restarted
     return state, restarts, extra
 
 
@@ -488,10 +489,10 @@ def _settle_dispersion(problem: Problem, begin: Start, state: opt.Found, limits:
     far = float(np.log(FAR * max(1.0, float(problem.original.y.max()))))
     spent += 1
     if at(far, found, limits._replace(max_evaluations=1, hessian=False)).g[there] > 0.0:
-        again = at(float(np.log(problem.family.phi_start()[-1])), found, limits)
-        if again.f < found.f - ZERO_COST:
-            return again, spent + found.search_evaluations
-        spent += again.search_evaluations
+        inner = at(float(np.log(problem.family.phi_start()[-1])), found, limits)
+        if inner.f < found.f - ZERO_COST:
+            return inner, spent + found.search_evaluations
+        spent += inner.search_evaluations
     return found, spent
 
 
@@ -527,7 +528,7 @@ def _settle_singular(
         numbers[3] += state.numbers[3] - settled.numbers[4]
         numbers[5] += state.numbers[5]
         settled = settled._replace(numbers=numbers, path=state.path)
-        if problem.guided and metric == "own" and limits.hessian:
+        if problem.metric_is_hessian and metric == "own" and limits.hessian:
             # at an exact zero the curvature cannot be read off the gradient
             x0[at] = off_ridge(x0[at], terms, BESIDE, BESIDE)
             beside = problem.run(Start(x0, state.inverse, state.carry, begin.constant), once, metric)

@@ -65,7 +65,7 @@ def _local(params: Parameters, u: Array, design: Design, family: Family, hessian
     return local(u, T[0], blocks.diagonal[0], params, design, family)
 
 
-@programs.kept("family", "hessian")
+@programs.persistent_jit("family", "hessian")
 def _by_level(
     params: Parameters, u: Array, design: Design, k: Array, z: Array, log_w: Array, family: Family, hessian: str
 ) -> tuple[Array, Array]:

@@ -51,7 +51,7 @@ def ranef(model: MixedModel, condVar: bool = False) -> dict[str, Any]:
         index = pd.Index(model._data.terms[indices[0]].levels, name=group)
         out[group] = pd.DataFrame(values, index=index, columns=columns)
     if condVar:
-        inner = _conditional_covariances(*model._inside, model.family, model._spec.hessian)
+        inner = _conditional_covariances(*model._internal, model.family, model._spec.hessian)
         outer = [inverse_of_lower(L) for L in model._scaled[1].basis.L]
         blocks = [half @ np.asarray(V) @ half.T for half, V in zip(outer, inner, strict=True)]
         for group, indices in model._by_group().items():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..results import MixedModel
 
 
-@programs.kept("family")
+@programs.persistent_jit("family")
 def _rows(eta: Array, y: Array, weights: Array, phi: Array, family: Family) -> tuple[Array, ...]:
     mu = family.link.inverse(eta)
     try:
@@ -105,7 +105,7 @@ def hatvalues(model: MixedModel) -> pd.Series:
 
     Each lies in [0, 1]; their sum is the effective number of parameters at fixed theta.
     """
-    h = _leverages(*model._inside, model.family, model._spec.hessian)
+    h = _leverages(*model._internal, model.family, model._spec.hessian)
     return pd.Series(np.asarray(h), index=model._data.row_index, name="hat")
 
 

@@ -392,7 +392,7 @@ class Stack:
         alike = full and bool((self.position.reshape(B, n) == self.position[:n]).all())
         #: rows in the order of the layout, where it is the same for all datasets
         self._rows = np.argsort(self.position[:n]) if alike else None
-        self.y_empty, self.offset_empty = 1.0, 0.0 if full else inside(family)
+        self.y_empty, self.offset_empty = 1.0, 0.0 if full else safe_eta(family)
         widths = [0] * len(self.levels)
         for z, b in zip(group.z, group.block, strict=True):
             widths[b] += z.shape[1]
@@ -521,7 +521,7 @@ class Stack:
 
 
 @lru_cache(maxsize=64)
-def inside(family: Family) -> float:
+def safe_eta(family: Family) -> float:
     """A linear predictor well inside the family's range, for rows that are not there and have y = 1."""
     one = jnp.ones(1)
     eta = float(jax.jit(lambda: family.link.eta_of(family.mustart(one, one)))()[0])

@@ -24,7 +24,7 @@ from ..fit.lanes import Engine, Generalised, Kind, Linear, cores
 from ..model.buckets import sized
 from ..model.design import Design
 from ..report.progress import counter
-from .data import inside
+from .data import safe_eta
 from .responses import Layout
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Resampled(Layout):
         self._members = [self._position[level == j] for j in range(m)]
         sizes = np.array([r.size for r in self._members])
         self.n = sized(int(sizes[draws].sum(axis=1).max()))
-        empty = {**self._empty, "X": 0.0, "offset": inside(family)}
+        empty = {**self._empty, "X": 0.0, "offset": safe_eta(family)}
 
         def extended(values: np.ndarray, fill: float) -> np.ndarray:  # by a row that is not there
             row = np.full((1, *values.shape[1:]), fill)

@@ -38,13 +38,13 @@ def some_rows(design: Design, number: Array, size: int) -> Design:
     """The rows of a chunk; the last one begins in the one before it, with weight 0 for the rows it has again."""
     start = jnp.minimum(number * size, design.n - size)
     take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-    fresh = start + jnp.arange(size, dtype=start.dtype) >= number * size
+    first_time = start + jnp.arange(size, dtype=start.dtype) >= number * size
     couplings = tuple(c if c.row_pair is None else replace(c, row_pair=take(c.row_pair)) for c in design.plan.couplings)
     return replace(
         design,
         y=take(design.y),
         X=take(design.X),
-        weights=jnp.where(fresh, take(design.weights), 0.0),
+        weights=jnp.where(first_time, take(design.weights), 0.0),
         offset=take(design.offset),
         z=tuple(take(z) for z in design.z),
         level=tuple(take(level) for level in design.level),

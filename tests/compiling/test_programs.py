@@ -52,7 +52,7 @@ for k in range(count):
     g = np.arange(n) % m
     models.append(gj.lmer(f"y ~ {' + '.join(columns)} + (1 | g)", {"y": rng.normal(size=n) + g, "g": g, **columns}))
     assert np.isfinite(models[-1].bse).all()
-    seen |= set(programs._kept)
+    seen |= set(programs._in_memory)
     pages = int(open("/proc/self/statm").read().split()[1])
     print(memory.mappings(), pages * 4 // 1024, len(seen), flush=True)
 """
@@ -98,7 +98,7 @@ def test_threads_make_programs_while_others_are_let_go(monkeypatch: pytest.Monke
     with ThreadPoolExecutor(4) as pool:
         for values in pool.map(work, range(4)):
             assert values == [1.0] * 18
-    assert len(programs._kept) <= 2
+    assert len(programs._in_memory) <= 2
     assert not programs._making
 
 
@@ -132,7 +132,7 @@ def test_a_model_finds_its_programs_again() -> None:
     m = gj.glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", data)
     linear = gj.lmer("Reaction ~ Days + (Days | Subject)", load_data("sleepstudy"))
     before = [m.refit(data["incidence"] / data["size"]).theta, linear.refit_ml().theta]
-    held = [weakref.ref(found) for found in programs._kept.values()]
+    held = [weakref.ref(found) for found in programs._in_memory.values()]
     programs.forget()
     assert held and not any(found() for found in held)  # models hold none
     assert_close(m.refit(data["incidence"] / data["size"]).theta, before[0], rtol=1e-12)
@@ -257,11 +257,11 @@ def test_the_traces_of_users_stay() -> None:
 
 
 def test_static_keywords_count_by_name_and_type() -> None:
-    @programs.kept("a", "b")
+    @programs.persistent_jit("a", "b")
     def f(x: Any, a: Any = 1, b: Any = 1) -> Any:
         return x * a + 100.0 * b
 
-    @programs.kept("n")
+    @programs.persistent_jit("n")
     def g(x: Any, n: Any) -> Any:
         return x * (3.0 if n is True else 2.0 if isinstance(n, int) else jnp.copysign(1.0, n))
 
@@ -273,7 +273,7 @@ def test_static_keywords_count_by_name_and_type() -> None:
 
 def test_functions_of_one_name_are_not_one() -> None:
     def times(factor: float) -> Any:
-        @programs.kept()
+        @programs.persistent_jit()
         def scaled(x: Any) -> Any:
             return factor * x
 
