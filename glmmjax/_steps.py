@@ -323,7 +323,7 @@ def checked_start(start: dict[str, Any] | None, deviance: DevianceFunction) -> d
 
 def _speak(model: MixedModel, control: Control) -> None:
     """Say what should be said about the fit."""
-    from .report.summary import convergence_problems, limit_sentence, singular_sentence
+    from .inference.messages import convergence_problems, limit_sentence, singular_sentence
 
     problems = convergence_problems(model)
     if problems and control.check_grad != "ignore":

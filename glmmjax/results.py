@@ -31,11 +31,11 @@ from .model.design import Design
 from .model.parameters import Layout, Parameters, Scaling
 from .objective.laplace import pieces, working_weights
 from .objective.pirls import Blocked
+from .report.table import Block, Shown
 
 if TYPE_CHECKING:
     from .formula.model_data import ModelData
     from .inference.influence import Sensitivity
-    from .report.summary import Summary
 
 
 _pieces = jax.jit(pieces, static_argnames=("family", "hessian"))
@@ -73,7 +73,7 @@ class ModelSpec:
 
 
 @checked()
-class MixedModel:
+class MixedModel(Shown):
     """A fitted mixed model, as returned by `glmmjax.glmer` and `glmmjax.lmer`.
 
     Numbers are NumPy or pandas float64; theta and every random-effects table are in lme4's order.
@@ -497,9 +497,7 @@ class MixedModel:
 
     @cached_property
     def _separation_sentence(self) -> str:
-        from .report.summary import separation_sentence
-
-        return separation_sentence(self)
+        return inference.messages.separation_sentence(self)
 
     @cached_property
     def _approximation_note(self) -> str:
@@ -564,35 +562,12 @@ class MixedModel:
         return self._spec.entry.update(self, formula, changes)
 
     # ---- printing ----------------------------------------------------------------------------------
-    def summary(self, correlation: bool | None = None, ddf: str | None = None) -> Summary:
-        """lme4-like summary; str() of it is the text.
-
-        Args:
-            correlation: of the fixed effects; None prints it up to 20 columns.
-            ddf: for linear models "satterthwaite" or "kenward-roger" degrees of freedom and p-values; None
-                prints t values alone.
-        """
-        from .report.summary import Summary
-
-        return Summary(self, correlation, ddf)
-
+    summary = Method(lambda: inference.summary.summary)
     tidy = Method(lambda: inference.coefficients.tidy)
+    messages = Method(lambda: inference.messages.messages)
 
-    def messages(self) -> list[str]:
-        """Notes and warnings about the data and the fit, one sentence each."""
-        from .report.summary import messages
-
-        return messages(self)
-
-    def __str__(self) -> str:
-        from .report.summary import short_text
-
-        return short_text(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.summary()._repr_html_()
+    def _report(self, page: bool) -> Sequence[Block]:
+        return self.summary()._report(page) if page else [inference.summary.short_text(self)]
 
 
 def theta_names(design: Design, data: ModelData) -> list[str]:

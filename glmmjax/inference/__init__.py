@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import influence as influence
     from . import likelihood as likelihood
     from . import means as means
+    from . import messages as messages
     from . import modes as modes
     from . import predict as predict
     from . import profile as profile
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from . import score as score
     from . import simulate as simulate
     from . import summaries as summaries
+    from . import summary as summary
     from . import varcorr as varcorr
     from . import wald as wald
 

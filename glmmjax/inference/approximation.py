@@ -8,7 +8,6 @@ Sources: as `_quadrature`; the pictures are those of Bates 2010, "Computational 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +43,7 @@ from ..objective.quadrature import (
     product_nodes,
 )
 from ..report.pyplot import pyplot
+from ..report.table import Block, Column, Heading, Shown, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def prevented(model: MixedModel) -> str:
 
 # -------------------- errors
 @dataclass(frozen=True, repr=False)
-class QuadratureError:
+class QuadratureError(Shown):
     """How far an approximation of the likelihood is off, as returned by `MixedModel.quadrature_error`.
 
     Attributes:
@@ -184,63 +184,35 @@ class QuadratureError:
             f"notable): fit with {use}"
         )
 
-    def _rows(self) -> list[list[str]]:
-        totals = self.totals
+    def _totals(self) -> Table:
+        totals, best = self.totals, self.totals["2k-1"]
         name = {0: "Laplace (nAGQ = 0)", 1: "Laplace (nAGQ = 1)"}.get(self.nAGQ, f"the fit (nAGQ = {self.nAGQ})")
-        rows = [["", "-2*log(L)", "error"]]
-        best = totals["2k-1"]
-        pairs = [(name, totals["fit"])]
-        if self.nAGQ > 1:
-            pairs.insert(0, ("Laplace", totals["laplace"]))
-        pairs += [(f"{self.k} points", totals["k"]), (f"{2 * self.k - 1} points", best)]
-        for label, value in pairs:
-            rows.append([label, f"{value:.6f}", f"{value - best:.2g}" if value != best else "0"])
-        return rows
+        values = {"Laplace": totals["laplace"]} if self.nAGQ > 1 else {}
+        values |= {name: totals["fit"], f"{self.k} points": totals["k"], f"{2 * self.k - 1} points": best}
+        errors = [f"{v - best:.2g}" if v != best else "0" for v in values.values()]
+        numbers = [f"{v:.6f}" for v in values.values()]
+        return Table([Column("", list(values), right=False), Column("-2*log(L)", numbers), Column("error", errors)])
 
     def _worst(self) -> str:
         errors = self.frame["error"].to_numpy()
         worst = int(np.argmax(np.abs(errors)))
         return f"Largest error of a level: {errors[worst]:.2g} ({self.group} {self.frame.index[worst]})."
 
-    def _shift_rows(self) -> list[list[str]]:
-        assert self.shift is not None
-        rows = [["", "estimate", "would move by", "in std. errors"]]
-        for name, r in self.shift.iterrows():
-            rows.append([str(name), f"{r['estimate']:.5g}", f"{r['shift']:.2g}", f"{r['relative']:.2g}"])
-        return rows
-
     def _verdict(self) -> str:
-        if self.settled:
-            return f"{self.k} points are within {self.tol:g} of {2 * self.k - 1}."
-        return f"{self.k} points are NOT within {self.tol:g} of {2 * self.k - 1}."
+        return f"{self.k} points are {'' if self.settled else 'NOT '}within {self.tol:g} of {2 * self.k - 1}."
 
-    def _title(self) -> str:
-        return f"Approximation of {len(self.frame)} integrals, one per level of {self.group}, at the estimates"
-
-    def __str__(self) -> str:
-        from ..report.summary import columns_text
-
-        lines = [self._title(), *columns_text(self._rows(), [False, True, True]), self._verdict(), self._worst()]
-        if self.shift is not None:
-            lines += ["", f"One Newton step with {self.k} points:"]
-            lines += columns_text(self._shift_rows(), [False, True, True, True])
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        def table(rows: list[list[str]]) -> str:
-            cells = [
-                "".join(f"<{'td' if i else 'th'}>{html.escape(c)}</{'td' if i else 'th'}>" for c in r)
-                for i, r in enumerate(rows)
-            ]
-            return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
-
-        out = f"<div><p><b>{html.escape(self._title())}</b></p>{table(self._rows())}"
-        out += f"<p>{html.escape(self._verdict())} {html.escape(self._worst())}</p>"
-        if self.shift is not None:
-            out += f"<p><b>One Newton step with {self.k} points</b></p>{table(self._shift_rows())}"
-        return out + "</div>"
+    def _report(self, page: bool) -> Sequence[Block]:
+        what = f"Approximation of {len(self.frame)} integrals, one per level of {self.group}, at the estimates"
+        out: list[Block] = [Heading(what), self._totals(), self._verdict(), self._worst()]
+        if self.shift is None:
+            return out
+        columns = [
+            Column("", [str(name) for name in self.shift.index], right=False),
+            Column("estimate", [f"{v:.5g}" for v in self.shift["estimate"]]),
+            Column("would move by", [f"{v:.2g}" for v in self.shift["shift"]]),
+            Column("in std. errors", [f"{v:.2g}" for v in self.shift["relative"]]),
+        ]
+        return [*out, "", Heading(f"One Newton step with {self.k} points:"), Table(columns)]
 
 
 def quadrature_error(model: MixedModel, k: int | None = None, tol: float = 1e-3, shift: bool = True) -> QuadratureError:

@@ -12,7 +12,7 @@ Soc. C 52 (residuals scaled to sigma).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from ..many.refits import BATCH_FROM, LEAST_INFORMATION, fit_levels, fit_rows, i
 from ..model.covariance import natural_of
 from ..model.design import design_arrays
 from ..report.progress import progress
+from ..report.table import Block, Shown, of_frame
 from .profile import standard_focals
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ INTERVALS = ("percentile", "basic", "normal")
 
 @checked()
 @dataclass(frozen=True, repr=False)
-class Bootstrap:
+class Bootstrap(Shown):
     """Replicates as returned by `MixedModel.bootstrap`.
 
     Attributes:
@@ -100,21 +101,14 @@ class Bootstrap:
             }
         )
 
-    def __str__(self) -> str:
-        n = len(self.frame)
-        lines = [f"{self.kind.capitalize()} bootstrap, {n} replicates (seed {self.seed})"]
-        lines.append(self.summary().to_string(float_format=lambda v: f"{v:.5g}"))
+    def _report(self, page: bool) -> Sequence[Block]:
+        out: list[Block] = [f"{self.kind.capitalize()} bootstrap, {len(self.frame)} replicates (seed {self.seed})"]
+        out.append(of_frame(self.summary(), ".5g"))
         if self.failed:
-            lines.append(f"{len(self.failed)} refits did not converge or ran off, and are left out")
+            out.append(f"{len(self.failed)} refits did not converge or ran off, and are left out")
         if self.singular:
-            lines.append(f"{self.singular} refits were singular")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        title = str(self).split("\n")[0]
-        return f"<p>{title}</p>" + self.summary().to_html(float_format="{:.5g}".format)
+            out.append(f"{self.singular} refits were singular")
+        return out
 
 
 def bootstrap(

@@ -15,6 +15,7 @@ Greven, Crainiceanu, Kuechenhoff & Peters 2008, J. Comput. Graph. Stat. 17. R: R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +24,7 @@ import pandas as pd
 
 from .._arguments import checked
 from .._errors import NotSupportedError
+from ..report.table import Block, Shown, of_frame
 from .anova import check_comparable
 from .wald import chisq_tail
 
@@ -40,7 +42,7 @@ SAME = 1e-10
 
 
 @dataclass(frozen=True, repr=False)
-class ExactTest:
+class ExactTest(Shown):
     """A test that one variance is 0, as returned by `exact_test`.
 
     Attributes:
@@ -62,17 +64,14 @@ class ExactTest:
         row = {"statistic": self.statistic, "p_value": self.p_value, "chibar_p_value": self.chibar_p_value}
         return pd.DataFrame([{**row, "nsim": self.replicates.size}], index=pd.Index([self.term], name=self.kind))
 
-    def __str__(self) -> str:
-        return (
-            f"Exact {self.kind} of no variance of {self.term}, {self.replicates.size} draws\n"
+    def _report(self, page: bool) -> Sequence[Block]:
+        if page:
+            return [of_frame(self.to_frame())]
+        return [
+            f"Exact {self.kind} of no variance of {self.term}, {self.replicates.size} draws",
             f"{self.kind} = {self.statistic:.4f}, p = {self.p_value:.4g} "
-            f"(half chi-square(0), half chi-square(1): {self.chibar_p_value:.4g})"
-        )
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html()
+            f"(half chi-square(0), half chi-square(1): {self.chibar_p_value:.4g})",
+        ]
 
 
 @checked()

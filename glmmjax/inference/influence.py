@@ -11,6 +11,7 @@ Sources: Cook 1977, Technometrics 19; Jaeckel 1972 (infinitesimal jackknife); Wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from ..many.refits import BATCH_FROM, LEAST_INFORMATION, fit_rows, information_b
 from ..model.parameters import Layout
 from ..report.progress import progress
 from ..report.pyplot import given_axes, pyplot
+from ..report.table import Block, Shown, of_frame
 from .bootstrap import natural_parameters
 from .likelihood import Likelihood
 
@@ -117,7 +119,7 @@ def _clusters(model: MixedModel, groups: str | None) -> tuple[np.ndarray, list[A
 
 @checked()
 @dataclass(frozen=True, repr=False)
-class Influence:
+class Influence(Shown):
     """What deleting each row or group does, as returned by `MixedModel.influence`.
 
     Attributes:
@@ -196,19 +198,15 @@ class Influence:
         ax.set_title(f"Deleting one {self.groups or 'row'} ({self.method})", fontsize="medium")
         return ax, values.rename_axis(self.groups or "row").reset_index()
 
-    def __str__(self) -> str:
+    def _report(self, page: bool) -> Sequence[Block]:
+        if page:
+            return [of_frame(self.to_frame().sort_values("cooks_distance", ascending=False).head(10), index=False)]
         cook = self.cooks_distance().sort_values(ascending=False)
         what = f"one {self.groups}" if self.groups else "one row"
-        lines = [f"Influence of deleting {what} ({self.method}; {len(cook)} deletions); largest Cook's distances:"]
-        lines.append(cook.head(6).to_string())
-        if self.failed:
-            lines.append(f"Not converged, or not determined, without: {', '.join(map(str, self.failed))}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().sort_values("cooks_distance", ascending=False).head(10).to_html(index=False)
+        title = f"Influence of deleting {what} ({self.method}; {len(cook)} deletions); largest Cook's distances:"
+        left = f"Not converged, or not determined, without: {', '.join(map(str, self.failed))}"
+        largest = of_frame(cook.head(6).rename_axis(None))
+        return [title, str(cook.index.name), largest, *([left] if self.failed else [])]
 
 
 def influence(

@@ -5,6 +5,7 @@ Source: Pinheiro & Bates 2000, Mixed-Effects Models in S and S-PLUS, section 4.1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .._arguments import checked, text
 from .._errors import DataError
 from ..formula.frame import build
 from ..report.pyplot import pyplot
+from ..report.table import Block, Shown, of_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @checked()
 @dataclass(frozen=True, repr=False)
-class LmList:
+class LmList(Shown):
     """Separate fits, as returned by `lm_list`.
 
     Attributes:
@@ -68,17 +70,9 @@ class LmList:
         axes[0, 0].set_ylabel(self.group)
         return figure, data
 
-    def __str__(self) -> str:
-        title = f"Separate fits by {self.group}: {self.formula}"
-        values = self.coef.to_string(float_format=lambda v: f"{v:.5g}")
-        return (
-            f"{title}\n{values}\nPooled residual sd {self.sigma:.5g} on {int(self.df_resid.sum())} degrees of freedom"
-        )
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<p>{str(self).splitlines()[0]}</p>" + self.coef.to_html(float_format="{:.5g}".format)
+    def _report(self, page: bool) -> Sequence[Block]:
+        pooled = f"Pooled residual sd {self.sigma:.5g} on {int(self.df_resid.sum())} degrees of freedom"
+        return [f"Separate fits by {self.group}: {self.formula}", of_frame(self.coef, ".5g"), pooled]
 
 
 def _panel(panel: Axes, own: pd.DataFrame, term: str) -> None:

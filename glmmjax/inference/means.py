@@ -19,6 +19,7 @@ from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
 from ..formula.syntax import Call, Name, Node, base_name, names_in, strip_parens, walk
+from ..report.table import Block, Shown, of_frame
 from .multiple import adjusted
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ ADJUSTMENTS = ("tukey", "holm", "bonferroni", "none")
 
 @checked()
 @dataclass(frozen=True, repr=False)
-class MarginalMeans:
+class MarginalMeans(Shown):
     """Means by level, as returned by `MixedModel.marginal_means`.
 
     Attributes:
@@ -71,15 +72,10 @@ class MarginalMeans:
         columns = {"estimate": estimate, "std_error": error, "df": df, "statistic": ratio, "p_value": p}
         return pd.DataFrame(columns, index=pd.Index(names, name="difference"))
 
-    def __str__(self) -> str:
+    def _report(self, page: bool) -> Sequence[Block]:
         scale = f"{self.type} scale" if not self._model.is_linear else "scale of the response"
         title = f"Marginal means by {', '.join(self.by)} ({scale}), averaged over {len(self.grid)} points of the grid"
-        return title + "\n" + self.frame.to_string(index=False, float_format=lambda v: f"{v:.5g}")
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<p>{str(self).splitlines()[0]}</p>" + self.frame.to_html(index=False, float_format="{:.5g}".format)
+        return [title, of_frame(self.frame, ".5g", index=False)]
 
 
 @entry

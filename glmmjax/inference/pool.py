@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from .._arguments import checked, models
+from ..report.table import Block, Shown, of_frame
 
 if TYPE_CHECKING:
     from ..results import MixedModel
 
 
 @dataclass(frozen=True, repr=False)
-class Pooled:
+class Pooled(Shown):
     """Pooled estimates, as returned by `pool`.
 
     Attributes:
@@ -37,17 +38,13 @@ class Pooled:
     covariance: pd.DataFrame
     random: pd.Series
 
-    def __str__(self) -> str:
+    def _report(self, page: bool) -> Sequence[Block]:
+        title = f"Pooled over {self.m} fits (Rubin's rules)"
+        if page:
+            return [title, of_frame(self.frame, ".5g")]
         shown = self.frame[["estimate", "std_error", "statistic", "df", "p_value", "fmi"]]
-        lines = [f"Pooled over {self.m} fits (Rubin's rules)", f"Formula: {self.formula}", "Fixed effects:"]
-        lines += [shown.to_string(float_format=lambda v: f"{v:.5g}"), "Random effects (means):"]
-        lines.append(self.random.to_string(float_format=lambda v: f"{v:.5g}"))
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<p>Pooled over {self.m} fits (Rubin's rules)</p>" + self.frame.to_html(float_format="{:.5g}".format)
+        above = [title, f"Formula: {self.formula}", "Fixed effects:"]
+        return [*above, of_frame(shown, ".5g"), "Random effects (means):", of_frame(self.random, ".5g")]
 
 
 @checked(fits=models)

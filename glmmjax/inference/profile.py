@@ -36,6 +36,7 @@ from ..fit.separation import TOUCHES
 from ..model.covariance import numbered
 from ..model.design import Term
 from ..model.parameters import Layout, Point
+from ..report.table import Block, Shown, of_frame
 from .likelihood import LANES, Likelihood
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _correction(
 
 @checked(name=text, zeta=array, value=array, which=texts)
 @dataclass(frozen=True, repr=False)
-class Profile:
+class Profile(Shown):
     """Profiles as returned by `MixedModel.profile`.
 
     Attributes:
@@ -353,17 +354,12 @@ class Profile:
 
         return plot(self, kind, which)
 
-    def __str__(self) -> str:
-        lines = [
+    def _report(self, page: bool) -> Sequence[Block]:
+        title = (
             f"Profiles of {len(self.names)} quantities to |zeta| = {self.limit:.3g} ({len(self.frame)} points, "
             f"{self.evaluations} evaluations)"
-        ]
-        return "\n".join([*lines, "95 % intervals:", self.confint().to_string(float_format=lambda v: f"{v:.5g}")])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return "<p>" + str(self).split("\n")[0] + "</p>" + self.confint().to_html(float_format="{:.5g}".format)
+        )
+        return [title, "95 % intervals:", of_frame(self.confint(), ".5g")]
 
 
 def profile(

@@ -6,7 +6,7 @@ Ecol. Evol. 7 (power by simulation); Wilson 1927, J. Am. Stat. Assoc. 22 (interv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from .._arguments import a_test, checked, mapping
 from ..compiling.entry import entry
 from ..fit import optimise as opt
 from ..report.progress import progress
+from ..report.table import Block, Shown
 from .bootstrap import draw_responses, refitted
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class BootstrapTest:
+class BootstrapTest(Shown):
     """A likelihood-ratio test by simulation from the smaller model, as returned by `bootstrap_test`.
 
     Attributes:
@@ -41,14 +42,13 @@ class BootstrapTest:
     replicates: np.ndarray
     failed: int
 
-    def __str__(self) -> str:
-        text = (
-            f"Likelihood-ratio test by parametric bootstrap, {self.replicates.size} replicates\n"
-            f"LRT = {self.statistic:.4f}, p = {self.p_value:.4g} (chi-square on {self.df} Df: {self.chisq_p_value:.4g})"
-        )
-        return text + (f"\n{self.failed} replicates did not converge and are left out" if self.failed else "")
-
-    __repr__ = __str__
+    def _report(self, page: bool) -> Sequence[Block]:
+        return [
+            f"Likelihood-ratio test by parametric bootstrap, {self.replicates.size} replicates",
+            f"LRT = {self.statistic:.4f}, p = {self.p_value:.4g} "
+            f"(chi-square on {self.df} Df: {self.chisq_p_value:.4g})",
+            *([f"{self.failed} replicates did not converge and are left out"] if self.failed else []),
+        ]
 
 
 @checked()
@@ -99,7 +99,7 @@ def _deviance(model: MixedModel, y: np.ndarray) -> float | None:
 
 
 @dataclass(frozen=True, repr=False)
-class Power:
+class Power(Shown):
     """How often a test rejects, as returned by `power`: `estimate` with Wilson's interval, `p_values`, `failed`."""
 
     estimate: float
@@ -113,14 +113,12 @@ class Power:
         row = {"power": self.estimate, "conf_low": self.conf_low, "conf_high": self.conf_high, "alpha": self.alpha}
         return pd.DataFrame([{**row, "nsim": self.p_values.size, "failed": self.failed}])
 
-    def __str__(self) -> str:
+    def _report(self, page: bool) -> Sequence[Block]:
         text = (
             f"Power {100 * self.estimate:.1f} % ({100 * self.conf_low:.1f} to {100 * self.conf_high:.1f} %) at "
             f"alpha = {self.alpha:g}, {self.p_values.size} simulated data sets"
         )
-        return text + (f", {self.failed} of them without a test" if self.failed else "")
-
-    __repr__ = __str__
+        return [text + (f", {self.failed} of them without a test" if self.failed else "")]
 
 
 @checked(test=a_test, beta=mapping)

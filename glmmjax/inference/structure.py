@@ -23,6 +23,7 @@ from .._errors import DataError
 from ..algebra.linalg import in_matrix
 from ..model.design import Design
 from ..report.pyplot import given_axes, pyplot
+from ..report.table import Column, Shown, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,7 +185,7 @@ def _to_bits(integer: int, m: int) -> np.ndarray:
 
 @checked(weights=numeric, theta=numeric)
 @dataclass(frozen=True, eq=False)
-class Structure:
+class Structure(Shown):
     """Non-zeros of A = Lambda'Z'WZ Lambda + I and of its Cholesky factor; made by `structure`.
 
     All counts are of entries of lower triangles, the diagonal included, from the pattern alone.
@@ -267,12 +268,19 @@ class Structure:
         numbers = {"nnz_L": pd.array(counts, "Int64"), "fill_in": pd.array(fill, "Int64")}
         return pd.DataFrame({"ordering": names, **numbers})
 
-    def _factors(self) -> pd.DataFrame:
-        import pandas as pd
-
+    def _factors(self) -> Table:
         how = ["level by level" if b.by_level else "in the dense remainder" for b in self.blocks]
-        rows = [(b.name, b.levels, b.columns, h) for b, h in zip(self.blocks, how, strict=True)]
-        return pd.DataFrame(rows, columns=["factor", "levels", "columns", "eliminated"])
+        levels, columns = [f"{b.levels:,}" for b in self.blocks], [str(b.columns) for b in self.blocks]
+        names = Column("factor", [b.name for b in self.blocks])
+        return Table([names, Column("levels", levels), Column("columns", columns), Column("eliminated", how)])
+
+    def _orderings(self) -> Table:
+        def write(value: Any) -> str:
+            return value if isinstance(value, str) else "-" if value is None else f"{value:,}"
+
+        frame = self.to_frame()
+        frame = frame.astype(object).where(frame.notna(), None)
+        return Table([Column(str(name), [write(v) for v in frame[name]]) for name in frame])
 
     def _notes(self) -> tuple[str, str]:
         title = f"Lambda'Z'WZ Lambda + I: {self.q:,} rows, {self.nnz_A:,} non-zeros in its lower triangle"
@@ -286,18 +294,9 @@ class Structure:
             note += f"A permutation is not sought for crossed factors above {MAX_PERMUTED_ROWS:,} rows. "
         return title, note + f"This package stores {self.nnz_held:,} entries."
 
-    def _tables(self, render: str) -> list[str]:
-        shown = {name: lambda v: v if v == "-" else f"{v:,}" for name in ("levels", "nnz_L", "fill_in")}
-        frames = [f.astype(object).where(f.notna(), "-") for f in (self._factors(), self.to_frame())]
-        return [getattr(f, render)(index=False, formatters=shown) for f in frames]
-
-    def __str__(self) -> str:
+    def _report(self, page: bool) -> Sequence[str | Table]:
         title, note = self._notes()
-        return "\n\n".join([title, *self._tables("to_string"), textwrap.fill(note, 100)])
-
-    def _repr_html_(self) -> str:
-        title, note = self._notes()
-        return f"<p>{title}</p>{''.join(self._tables('to_html'))}<p>{note}</p>"
+        return [title, "", self._factors(), "", self._orderings(), "", note if page else textwrap.fill(note, 100)]
 
     def plot(self, theta: Any = None, ax: Any = None, weights: Any = None) -> Any:
         """Four panels: A, then L in the chosen order, in the reversed one and after the permutation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ..model.covariance import cov_to_sdcor, numbered
+from ..report.numbers import signif
+from ..report.table import Block, Column, Shown, Table
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -31,7 +34,7 @@ class VarCorrBlock:
     cov: np.ndarray
 
 
-class VarCorr(list[VarCorrBlock]):
+class VarCorr(Shown, list[VarCorrBlock]):
     """Random-effects covariances, one block per term in the order of theta; prints as lme4's VarCorr.
 
     `residual` is the residual standard deviation, None for families without one.
@@ -52,15 +55,26 @@ class VarCorr(list[VarCorrBlock]):
             rows.append(("Residual", None, None, self.residual**2, self.residual))
         return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
 
-    def __str__(self) -> str:
-        from ..report.summary import varcorr_text
+    def _table(self, variance: bool = True) -> Table:
+        """Groups, names, (variances,) standard deviations and correlations."""
+        blocks, k = list(self), max((len(b.names) for b in self), default=1)
+        names = [(b.group if j == 0 else "", name) for b in blocks for j, name in enumerate(b.names)]
+        sds = [s for b in blocks for s in b.sd] + ([] if self.residual is None else [self.residual])
+        variances = [v for b in blocks for v in np.diag(b.cov)] + ([] if self.residual is None else [self.residual**2])
+        corr = [[f"{r:.2f}".replace("nan", "NaN") for r in row[:j]] for b in blocks for j, row in enumerate(b.corr)]
+        if self.residual is not None:
+            names, corr = [*names, ("Residual", "")], [*corr, []]
+        columns = [Column(" Groups", [f" {group}" for group, _ in names], right=False)]
+        columns.append(Column("Name", [name for _, name in names], right=False))
+        if variance:
+            columns.append(Column("Variance", signif(np.asarray(variances), 4)))
+        columns.append(Column("Std.Dev.", signif(np.asarray(sds), 4)))
+        for j in range(k - 1):
+            columns.append(Column("" if j else "Corr", [row[j] if j < len(row) else "" for row in corr]))
+        return Table(columns)
 
-        return varcorr_text(self, variance=False)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False)
+    def _report(self, page: bool) -> Sequence[Block]:
+        return [self._table(variance=page)]
 
 
 def varcorr(model: MixedModel) -> VarCorr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import pandas as pd
 
 from ..report.anova_table import AnovaTable, made_table
 from ..report.numbers import r_format
-from ..report.summary import columns_text
+from ..report.table import TEXT, Block, Column, Shown, Table
 from .hypotheses import hypothesis_label, parse_hypotheses
 
 if TYPE_CHECKING:
@@ -20,6 +19,11 @@ if TYPE_CHECKING:
 
 #: Rows of L whose singular value is below this part of the largest are combinations of others.
 DEPENDENT = 1e-10
+
+
+def method_name(ddf: str) -> str:
+    """ "Satterthwaite" or "Kenward-Roger", however it was written."""
+    return "-".join(part.capitalize() for part in ddf.lower().split("-"))
 
 
 def chisq_tail(x: float, df: float) -> float:
@@ -71,8 +75,8 @@ def _independent_rows(L: np.ndarray) -> np.ndarray:
     return left[:, :rank].T / np.where(size > 0.0, size, 1.0)
 
 
-@dataclass(frozen=True)
-class WaldTest:
+@dataclass(frozen=True, repr=False)
+class WaldTest(Shown):
     """Test of linear hypotheses about the fixed effects, as returned by `MixedModel.wald_test`.
 
     Attributes:
@@ -97,33 +101,26 @@ class WaldTest:
 
     def table(self) -> AnovaTable:
         """The test as a table of one row, the hypotheses above it."""
-        from ..report.summary import method_name
+        return self._joint([TEXT.document(self._above())])
 
+    def _above(self) -> list[Block]:
+        frame = {"estimate": self.estimate, "std.error": self.std_error, "tested": self.rhs}
+        hypotheses = Column("", [str(label) for label in self.estimate.index], right=False)
         title = "Linear hypothesis test"
         title += " (Wald chi-square)" if self.ddf is None else f" ({method_name(self.ddf)}'s method)"
-        frame = pd.DataFrame({"estimate": self.estimate, "std.error": self.std_error, "tested": self.rhs})
-        numbers = [r_format(frame[c], 5) for c in frame]
-        rows = [
-            ["", *frame.columns],
-            *([str(i), *row] for i, row in zip(frame.index, zip(*numbers, strict=True), strict=True)),
-        ]
-        heading = [title, "", *columns_text(rows, [False, True, True, True]), ""]
-        notes = [self.note] if self.note else []
+        return [title, "", Table([hypotheses, *(Column(k, r_format(v, 5)) for k, v in frame.items())]), ""]
+
+    def _joint(self, heading: Sequence[str]) -> AnovaTable:
         if self.df_denom is None:
             values = {"Chisq": self.statistic, "Df": self.df, "Pr(>Chisq)": self.p_value}
         else:
             values = {"NumDF": self.df, "DenDF": self.df_denom, "F value": self.statistic, "Pr(>F)": self.p_value}
-        return made_table(
-            pd.DataFrame([values], index=["joint" if len(frame) > 1 else ""], dtype=float), heading, notes
-        )
+        frame = pd.DataFrame([values], index=["joint" if len(self.estimate) > 1 else ""], dtype=float)
+        return made_table(frame, heading, [self.note] if self.note else [])
 
-    def __str__(self) -> str:
-        return str(self.table())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    def _report(self, page: bool) -> Sequence[Block]:
+        _, *joint = self._joint([])._report(page)
+        return [*self._above(), *([f"Note: {self.note}"] if self.note else []), *joint]
 
 
 def wald_test(model: MixedModel, L: Any, rhs: Any = 0.0, ddf: str | None = None) -> WaldTest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..fit import optimise as opt
 from ..fit.batch import Many
 from ..inference.multiple import adjusted
 from ..model.covariance import natural_of, numbered, structure_of
+from ..report.table import Block, Shown, of_frame
 from .data import Labels
 from .partial import Piece
 from .sources import Model, Source
@@ -25,7 +27,7 @@ CONVERGED, NOT_CONVERGED, SEPARATED, ERROR, NOT_RUN = "converged", "not converge
 
 
 @checked("name")  # which may be of any type
-class ManyFits:
+class ManyFits(Shown):
     """Fits of one model to many datasets, as returned by `fit_many`.
 
     Attributes:
@@ -246,20 +248,13 @@ class ManyFits:
             lines.append(f"{int(fits['singular'].sum()):,} singular")
         return lines
 
-    def __str__(self) -> str:
-        lines = self._head()
-        lines.append(self.summary().to_string(float_format=lambda v: f"{v:.4g}"))
+    def _report(self, page: bool) -> Sequence[Block]:
+        out: list[Block] = [*self._head(), of_frame(self.summary(), ".4g")]
+        if page:
+            return out
         failed = self.failed
-        for name, row in failed.head(3).iterrows():
-            lines.append(f"  {name}: {row['status']}: {row['message']}")
-        if len(failed) > 3:
-            lines.append(f"  ... and {len(failed) - 3:,} more in .failed")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return "".join(f"<p>{line}</p>" for line in self._head()) + self.summary().to_html(float_format="{:.4g}".format)
+        out += [f"  {name}: {row['status']}: {row['message']}" for name, row in failed.head(3).iterrows()]
+        return out + ([f"  ... and {len(failed) - 3:,} more in .failed"] if len(failed) > 3 else [])
 
 
 def standard_deviations(labels: Labels, fits: Many) -> list[tuple[str, np.ndarray]]:

@@ -1,7 +1,8 @@
-"""Numbers as R writes them."""
+"""Numbers as R writes them: each function makes texts of equal form of a column of numbers, or one of one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,11 @@ def stars(p: float) -> str:
         if p < bound:
             return mark
     return ""
+
+
+def legend(marks: Iterable[str]) -> list[str]:
+    """Lines below a table that say what its stars mean; none where it has no stars."""
+    return ["---", LEGEND] if any(marks) else []
 
 
 def abbreviate(name: str, length: int) -> str:

@@ -503,7 +503,10 @@ def test_wald_test_prints() -> None:
         "       Chisq Df Pr(>Chisq)",
         "joint 13.803  2   0.001006 **",
     ]
-    assert test._repr_html_().startswith("<pre>Linear hypothesis test") and "Pr(&gt;Chisq)" in test._repr_html_()
+    html = test._repr_html_()
+    assert html.startswith("<div><p>Linear hypothesis test") and html.count("<table>") == 2
+    assert "<th>period2 - period3</th><td>0.13634</td>" in html and "Pr(&gt;Chisq)" in html
+    assert str(test) == str(test.table())
 
 
 @pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
