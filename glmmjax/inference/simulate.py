@@ -21,7 +21,7 @@ from ..formula.model_data import ModelData
 from ..formula.parse import parse
 from ..formula.syntax import Call, base_name, names_in
 from ..formula.variables import response_of
-from ..model.covariance import structure_of
+from ..model.covariance import by_term, structure_of
 from .predict import Part, random_part, selection
 
 if TYPE_CHECKING:
@@ -255,12 +255,10 @@ def simulate(
         elif weights is None:
             raise DataError("the columns of cbind() are not in newdata: give the numbers of trials by weights=")
     values = _parameters(params, frame, family)
-    terms, at = [], 0
-    for t in frame.terms:
-        structure = structure_of(t.label)
-        T = structure.host_factor(values["theta"][at : at + structure.n_theta])
-        at += structure.n_theta
-        terms.append(_Random(t.z, t.level, len(t.levels), values["sigma"][0] * T))
+    structures = [structure_of(t.label) for t in frame.terms]
+    terms = []
+    for t, structure, theta in zip(frame.terms, structures, by_term(values["theta"], structures), strict=True):
+        terms.append(_Random(t.z, t.level, len(t.levels), values["sigma"][0] * structure.host_factor(theta)))
     fixed = frame.X @ values["beta"] + (0.0 if frame.offset is None else frame.offset)
     sigma = float(values["sigma"][0])
     return _frame_of(_draw(family, fixed, terms, w, values["phi"], sigma, nsim, seed), frame.row_index)

@@ -25,7 +25,7 @@ from ..model.buckets import sized
 from ..model.design import Design
 from ..report.progress import counter
 from .data import safe_eta
-from .responses import Layout
+from .responses import Stacked
 
 if TYPE_CHECKING:
     from ..results import MixedModel
@@ -48,7 +48,7 @@ def information_by_cluster(X: np.ndarray, codes: np.ndarray, m: int) -> np.ndarr
 
 def refit_together(
     model: MixedModel,
-    layout: Layout,
+    stacked: Stacked,
     block_of: Callable[[np.ndarray], Design],
     items: Iterator[np.ndarray],
     total: int,
@@ -58,21 +58,21 @@ def refit_together(
     """Fits of designs that differ in some of their arrays.
 
     Args:
-        layout: of the designs. block_of: makes a block of them from stacked items.
+        stacked: the designs. block_of: makes a block of them from stacked items.
         items: what each design is made of. total: their number.
         start: "theta" and "phi" for all alike.
     """
     spec = model._spec
-    kind: Kind = Linear(bool(spec.REML), layout.template.terms, False)
+    kind: Kind = Linear(bool(spec.REML), stacked.template.terms, False)
     if not model.is_linear:
         kind = Generalised(spec.family, spec.hessian, spec.nAGQ)
     workers = cores()
-    engine = Engine(kind, layout.n, total, jax.local_devices()[:1], workers)
+    engine = Engine(kind, stacked.n, total, jax.local_devices()[:1], workers)
 
     @entry
     def fit(block: list[np.ndarray]) -> Many:
         design = block_of(np.stack(block + [block[-1]] * (engine.block - len(block))))
-        return fit_block(engine, design, layout.own, len(block), limits, start)
+        return fit_block(engine, design, stacked.own, len(block), limits, start)
 
     parts: list[Many] = []
     with ThreadPoolExecutor(workers) as pool, counter("refits", total) as count:
@@ -95,8 +95,8 @@ def fit_rows(
     start: dict[str, np.ndarray] | None = None,
 ) -> Many:
     """Fits to other responses ("y") or with other "weights" (n,), trials included, where 0 leaves a row out."""
-    layout = Layout(model._data, model._spec.family, {name})
-    return refit_together(model, layout, partial(layout.with_rows, name), arrays, total, limits, start)
+    stacked = Stacked(model._data, model._spec.family, {name})
+    return refit_together(model, stacked, partial(stacked.with_rows, name), arrays, total, limits, start)
 
 
 def fit_levels(
@@ -106,11 +106,11 @@ def fit_levels(
     start: dict[str, np.ndarray] | None = None,
 ) -> Many:
     """Fits to resampled levels of the only grouping factor: draws (B, m), each a level of its own."""
-    layout = _Resampled(model, draws)
-    return refit_together(model, layout, layout.with_levels, iter(draws), draws.shape[0], limits, start)
+    stacked = _Resampled(model, draws)
+    return refit_together(model, stacked, stacked.with_levels, iter(draws), draws.shape[0], limits, start)
 
 
-class _Resampled(Layout):
+class _Resampled(Stacked):
     """Designs of levels drawn with replacement; with few rows per level in excess a draw is a choice of columns of the
     grid in which the rows lie, else of rows, padded to the longest draw."""
 

@@ -65,7 +65,7 @@ def as_responses(y: Any, index: pd.Index) -> Responses:
     return Responses(n, B, names or list(range(B)), bool(names), y)
 
 
-class Layout:
+class Stacked:
     """A model frame's design in the layout of a stack, shared by many fits but for the arrays named `own`.
 
     Attributes:
@@ -98,7 +98,7 @@ class Layout:
         return replace(self.template, **changes)
 
 
-class Shared(Layout):
+class Shared(Stacked):
     """Responses of one design; the attributes of `Stack`."""
 
     def __init__(

@@ -8,7 +8,7 @@ Source: Bates et al. 2015, J. Stat. Softw. 67(1), section 2.2.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -455,12 +455,16 @@ def structure_of(label: tuple[Any, ...]) -> Structure:
     return kind if isinstance(kind, Structure) else STRUCTURES[kind](len(names))
 
 
-def natural_of(theta: np.ndarray, sigma: Any, structures: Iterable[Structure]) -> np.ndarray:
+def by_term(theta: np.ndarray, structures: Sequence[Structure]) -> list[np.ndarray]:
+    """theta (..., n_theta) of each term."""
+    return np.split(theta, np.cumsum([structure.n_theta for structure in structures])[:-1], axis=-1)
+
+
+def natural_of(theta: np.ndarray, sigma: Any, structures: Sequence[Structure]) -> np.ndarray:
     """Standard deviations and correlations (..., r), term by term, of theta (..., n_theta) and sigma (...,)."""
-    out, at, variance = [], 0, np.square(sigma)[..., None, None]
-    for structure in structures:
-        T = structure.host_factor(theta[..., at : at + structure.n_theta])
-        at += structure.n_theta
+    out, variance = [], np.square(sigma)[..., None, None]
+    for structure, part in zip(structures, by_term(theta, structures), strict=True):
+        T = structure.host_factor(part)
         out.append(structure.natural(variance * T @ T.swapaxes(-1, -2)))
     return np.concatenate(out, axis=-1)
 
