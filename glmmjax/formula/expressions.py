@@ -23,12 +23,7 @@ class Expressions(ABC):
     """
 
     def __init__(
-        self,
-        table: Table,
-        text: str,
-        state: dict[str, Any],
-        levels: dict[str, Factor],
-        fitting: bool,
+        self, table: Table, text: str, state: dict[str, Any], levels: dict[str, Factor], fitting: bool
     ) -> None:
         self.table, self.text, self.state, self.levels, self.fitting = table, text, state, levels, fitting
         self._cache: dict[str, Value] = {}

@@ -232,9 +232,7 @@ def simulate(
     """
     family = get_family(family)
     table = Table(newdata, "newdata")
-    parsed = parse(formula)
-    if parsed.has_dot:
-        parsed = parsed.resolve(table.columns)
+    parsed = parse(formula).resolve(table.columns)
     response = parsed.response
     frame = build(
         replace(parsed, response=None),
@@ -274,10 +272,7 @@ def parameter_template(
         formula, newdata, family, contrasts: as `simulate`.
     """
     family = get_family(family)
-    parsed = parse(formula)
-    if parsed.has_dot:
-        parsed = parsed.resolve(Table(newdata, "newdata").columns)
-    bare = replace(parsed, response=None)
+    bare = replace(parse(formula).resolve(Table(newdata, "newdata").columns), response=None)
     frame = build(bare, newdata, contrasts=contrasts, na="error", require_response=False)
     names = _names(frame, family)
     start = {"beta": np.zeros(len(names["beta"]))}

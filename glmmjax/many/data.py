@@ -27,7 +27,7 @@ from ..formula.frame import build
 from ..formula.matrix import independent_columns
 from ..formula.model_data import ModelData
 from ..formula.parse import parse
-from ..formula.syntax import Binary, Call, Name, Node, Num, Paren, Unary, base_name, names_in
+from ..formula.syntax import Binary, Call, Name, Node, Num, Paren, Unary, base_name, children, names_in
 from ..model.buckets import sized
 from ..model.covariance import structure_of
 from ..model.design import Design, Term
@@ -75,17 +75,10 @@ class Group:
 # -------------------- from tables to groups
 def rowwise(node: Node) -> bool:
     """Whether an expression's value in a row depends on nothing but that row."""
-    if isinstance(node, (Name, Num)):
-        return True
-    if isinstance(node, Paren):
-        return rowwise(node.inner)
-    if isinstance(node, Unary):
-        return rowwise(node.operand)
-    if isinstance(node, Binary):
-        return node.op in "+-*/^" and rowwise(node.left) and rowwise(node.right)
-    if isinstance(node, Call):
-        return base_name(node.func) in ROWWISE and all(rowwise(arg) for _, arg in node.args)
-    return False
+    own = isinstance(node, (Name, Num, Paren, Unary))
+    own = own or (isinstance(node, Binary) and node.op in "+-*/^")
+    own = own or (isinstance(node, Call) and base_name(node.func) in ROWWISE)
+    return own and all(map(rowwise, children(node)))
 
 
 def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
@@ -99,14 +92,11 @@ def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
             blocks.append(i)
         block.append(blocks.index(same[0]) if same else len(blocks) - 1)
 
-    def joined(parts: list[Any]) -> np.ndarray:
-        return np.concatenate(parts)
-
     def optional(values: list[np.ndarray | None], otherwise: float) -> np.ndarray | None:
         if all(v is None for v in values):
             return None
         filled = zip(values, frames, strict=True)
-        return joined([np.full(f.nobs, otherwise) if v is None else v for v, f in filled])
+        return np.concatenate([np.full(f.nobs, otherwise) if v is None else v for v, f in filled])
 
     def trials(frame: ModelData) -> np.ndarray | None:
         if frame.trials is None:
@@ -118,12 +108,12 @@ def make_group(frames: Sequence[ModelData], ids: Sequence[int]) -> Group:
         np.asarray(ids),
         np.array([f.nobs for f in frames]),
         np.array([[len(f.terms[b].levels) for b in blocks] for f in frames]),
-        joined([f.y for f in frames]),
-        joined([f.X for f in frames]),
+        np.concatenate([f.y for f in frames]),
+        np.concatenate([f.X for f in frames]),
         optional([trials(f) for f in frames], 1.0),
         optional([f.offset for f in frames], 0.0),
-        tuple(joined([f.terms[i].z for f in frames]) for i in range(len(first.terms))),
-        tuple(joined([f.terms[b].level for f in frames]) for b in blocks),
+        tuple(np.concatenate([f.terms[i].z for f in frames]) for i in range(len(first.terms))),
+        tuple(np.concatenate([f.terms[b].level for f in frames]) for b in blocks),
         tuple(block),
     )
 
@@ -218,9 +208,7 @@ class Splitter:
 
     def _whole(self, rows: np.ndarray) -> ModelData | None:
         """The frame of these rows, unless a dataset's own frame could differ from its part of it."""
-        parsed = parse(self.formula)
-        if parsed.has_dot:
-            parsed = parsed.resolve(Table(self.data).columns)
+        parsed = parse(self.formula).resolve(list(map(str, self.data)))
         nodes = [*parsed.fixed_terms.variables, *parsed.offsets]
         for bar in parsed.bars:
             nodes.extend(bar.terms.variables)
@@ -262,18 +250,12 @@ class Splitter:
         changes = np.concatenate([[False], (whole.y[1:] != whole.y[:-1])])
         changes[start] = False
         odd |= np.bincount(codes, changes, B) == 0  # a constant response
-        level, counts, seen = [], [], {}
+        within: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by factor: levels, and how many
         for term in whole.terms:
-            if term.group in seen:
-                continue
-            seen[term.group] = True
-            own, m = _within(term.level, codes, B)
-            level.append(own)
-            counts.append(m)
-            odd |= m < 2
-        for term in whole.terms:
-            m = counts[list(seen).index(term.group)]
-            odd |= m * len(term.names) >= rows
+            if term.group not in within:
+                within[term.group] = _within(term.level, codes, B)
+            m = within[term.group][1]
+            odd |= (m < 2) | (m * len(term.names) >= rows)
             odd |= ~np.stack([np.bincount(codes, c != 0.0, B) > 0 for c in term.z.T]).all(axis=0)
         odd |= self._deficient(whole.X, rows, ends)
         weights = whole.weights if whole.trials is None else whole.trials
@@ -285,7 +267,8 @@ class Splitter:
             except DataError:  # which it says itself
                 odd[i] = True
         group = make_group([whole], [0])
-        group = replace(group, ids=np.arange(B), rows=rows, levels=np.stack(counts, axis=1), level=tuple(level))
+        level, counts = zip(*within.values(), strict=True)
+        group = replace(group, ids=np.arange(B), rows=rows, levels=np.stack(counts, axis=1), level=level)
         return _chosen(group, ~odd), np.flatnonzero(odd)
 
     def _deficient(self, X: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -339,19 +322,9 @@ def _chosen(group: Group, keep: np.ndarray) -> Group:
     def part(values: np.ndarray | None) -> Any:
         return None if values is None else values[rows]
 
-    return Group(
-        group.labels,
-        group.ids[keep],
-        group.rows[keep],
-        group.levels[keep],
-        part(group.y),
-        part(group.X),
-        part(group.weights),
-        part(group.offset),
-        tuple(part(z) for z in group.z),
-        tuple(part(v) for v in group.level),
-        group.block,
-    )
+    by_dataset = {name: getattr(group, name)[keep] for name in ("ids", "rows", "levels")}
+    by_row = {name: part(getattr(group, name)) for name in ("y", "X", "weights", "offset")}
+    return replace(group, **by_dataset, **by_row, z=tuple(map(part, group.z)), level=tuple(map(part, group.level)))
 
 
 # -------------------- from groups to stacks

@@ -136,12 +136,7 @@ def _refuse_unused(control: Control, linear: bool) -> None:
 
 
 def _run(
-    model: Model,
-    source: Source,
-    devices: list[Any],
-    workers: int | None,
-    path: Path | None,
-    adjust: str,
+    model: Model, source: Source, devices: list[Any], workers: int | None, path: Path | None, adjust: str
 ) -> ManyFits:
     """Fit every block of every stack, this process's share of them."""
     if workers is None:

@@ -100,10 +100,7 @@ def fit_rows(
 
 
 def fit_levels(
-    model: MixedModel,
-    draws: np.ndarray,
-    limits: opt.Limits,
-    start: dict[str, np.ndarray] | None = None,
+    model: MixedModel, draws: np.ndarray, limits: opt.Limits, start: dict[str, np.ndarray] | None = None
 ) -> Many:
     """Fits to resampled levels of the only grouping factor: draws (B, m), each a level of its own."""
     stacked = _Resampled(model, draws)

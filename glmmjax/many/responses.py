@@ -102,12 +102,7 @@ class Shared(Stacked):
     """Responses of one design; the attributes of `Stack`."""
 
     def __init__(
-        self,
-        frame: ModelData,
-        responses: Responses,
-        own: dict[str, np.ndarray],
-        family: Family,
-        errors: dict[int, str],
+        self, frame: ModelData, responses: Responses, own: dict[str, np.ndarray], family: Family, errors: dict[int, str]
     ) -> None:
         missing = not hasattr(responses.columns, "tocsc") and bool(np.isnan(np.asarray(responses.columns, float)).any())
         super().__init__(frame, family, {"y", *own} | ({"weights"} if missing else set()))

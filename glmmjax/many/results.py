@@ -36,13 +36,7 @@ class ManyFits(Shown):
     """
 
     def __init__(
-        self,
-        model: Model,
-        source: Source,
-        pieces: list[Piece],
-        errors: dict[int, str],
-        adjust: str,
-        elapsed: float,
+        self, model: Model, source: Source, pieces: list[Piece], errors: dict[int, str], adjust: str, elapsed: float
     ) -> None:
         self._model, self._source, self._adjust = model, source, adjust
         self._pieces = sorted(pieces, key=lambda p: int(p.ids[0]))
@@ -121,18 +115,10 @@ class ManyFits(Shown):
             with np.errstate(invalid="ignore", divide="ignore"):
                 se = np.sqrt(np.diagonal(fits.vcov, axis1=1, axis2=2))
                 statistic = fits.beta / se
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "id": np.repeat(piece.ids[good], p),
-                        "term": np.tile(np.array(piece.labels.x, object), int(good.sum())),
-                        "estimate": fits.beta[good].reshape(-1),
-                        "std_error": se[good].reshape(-1),
-                        "statistic": statistic[good].reshape(-1),
-                        "df": fits.df[good].reshape(-1),
-                    }
-                )
-            )
+            values = {"estimate": fits.beta, "std_error": se, "statistic": statistic, "df": fits.df}
+            flat = {name: v[good].reshape(-1) for name, v in values.items()}
+            terms = np.tile(np.array(piece.labels.x, object), int(good.sum()))
+            parts.append(pd.DataFrame({"id": np.repeat(piece.ids[good], p), "term": terms, **flat}))
         columns = ["id", "term", "estimate", "std_error", "statistic", "df"]
         out = pd.concat(parts) if parts else pd.DataFrame({c: [] for c in columns})
         out = out.sort_values("id", kind="stable", ignore_index=True)
