@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -410,7 +411,7 @@ def test_programs_are_kept_whole(tmp_path, monkeypatch):
     again, made = fit()
     assert made == 2
     pd.testing.assert_frame_equal(again, first)
-    assert programs.load(file.name) is not None
+    assert programs.load(file.name, jax.local_devices()[:1]) is not None
     assert programs.text_of(get("binomial(probit)")) == "Binomial(link probit)"
     assert programs.text_of(Custom(lambda y, eta, aux: -((y - eta) ** 2), "identity")) is None
     monkeypatch.setattr(programs, "directory", lambda: file / "below a file")
