@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
 import jax
@@ -41,8 +41,10 @@ def entry(function: F) -> F:
 
     @functools.wraps(function)
     def entered(*args: Any, **kwargs: Any) -> Any:
+        if _here.inside and is_double():
+            return function(*args, **kwargs)
         if _here.inside:
-            with nullcontext() if is_double() else x64():
+            with x64():
                 return function(*args, **kwargs)
         check_process()
         make_room_at_times()
