@@ -44,4 +44,4 @@ class Method(Generic[P, R]):
         method.__name__, method.__qualname__ = self._name, f"{self._owner.__name__}.{self._name}"
         made = checked()(method)
         setattr(self._owner, self._name, made)
-        return getattr(owner if instance is None else instance, self._name)
+        return made if instance is None else made.__get__(instance, owner)

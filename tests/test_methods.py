@@ -39,6 +39,16 @@ def test_a_method_is_loaded_once_and_then_an_ordinary_one() -> None:
     assert len(loaded) == 1 and inspect.isfunction(vars(kind)["moved"])
 
 
+def test_an_override_may_call_it() -> None:
+    kind, _ = owner()
+
+    class Under(kind):  # type: ignore[misc, valid-type]
+        def moved(self, level: float = 0.1) -> Any:
+            return super().moved(level)
+
+    assert Under().moved(0.75)[1] == Under().moved(0.75)[1] == 0.75
+
+
 def test_it_has_the_functions_signature_and_docstring() -> None:
     kind, _ = owner()
     assert str(inspect.signature(kind.moved)) == (

@@ -133,42 +133,20 @@ class Summary(Shown):
         return ["", "Correlation of Fixed Effects:", Table(columns)]
 
     def _report(self, page: bool) -> Sequence[Block]:
-        return self._page() if page else self._text()
-
-    def _text(self) -> list[Block]:
         m, fixed = self.model, self.coefficients()
-        title = "Fixed effects:" if self.method is None else f"Fixed effects ({self.method}'s method):"
-        out: list[Block] = [*header_lines(m), "", fit_block(m), *self._residuals(), "", "Random effects:"]
-        out += [m.VarCorr()._table(), group_line(m)]
+        title, *rest = header_lines(m)
+        out: list[Block] = [Heading(title, "".join(f"\n{line}" for line in rest)), "", fit_block(m)]
+        out += [] if page else self._residuals()
+        out += ["", Heading("Random effects:"), m.VarCorr()._table(), group_line(m)]
         if len(m.phi):
             out += ["", "Dispersion: " + ", ".join(f"{k} = {v:.5g}" for k, v in m.phi.items())]
-        out += [
-            "",
-            title,
-            fixed if len(self.table) else "(none)",
-            *legend(fixed.columns[-1].cells if "p_value" in self.table else []),
-        ]
-        if self.correlation:
-            out += self._correlations()
-        elif len(m._data.x_names) > 20:
-            out += ["", "Correlation matrix not shown by default, as p > 20; use summary(correlation=True)."]
-        notes = self._notes()
-        return [*out, "", verdict(m), *([notes] if notes.sentences else [])]
-
-    def _notes(self) -> Notes:
-        return Notes([f"{text[:1].upper()}{text[1:]}." for text in messages(self.model)])
-
-    def _page(self) -> list[Block]:
-        m = self.model
-        title, *rest = header_lines(m)
-        notes = self._notes()
-        return [
-            Heading(title, "".join(f"\n{line.strip()}" for line in rest)),
-            fit_block(m),
-            Heading("Random effects", f" ({group_line(m)})"),
-            m.VarCorr()._table(),
-            Heading("Fixed effects"),
-            self.coefficients(),
-            verdict(m),
-            *([notes] if notes.sentences else []),
-        ]
+        out += ["", Heading("Fixed effects:" if self.method is None else f"Fixed effects ({self.method}'s method):")]
+        out.append(fixed if len(self.table) else "(none)")
+        if not page:
+            out += legend(fixed.columns[-1].cells if "p_value" in self.table else [])
+            if self.correlation:
+                out += self._correlations()
+            elif len(m._data.x_names) > 20:
+                out += ["", "Correlation matrix not shown by default, as p > 20; use summary(correlation=True)."]
+        notes = [f"{text[:1].upper()}{text[1:]}." for text in messages(m)]
+        return [*out, "", verdict(m), *([Notes(notes)] if notes else [])]
