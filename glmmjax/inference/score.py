@@ -94,7 +94,7 @@ def score_test(model: MixedModel, covariates: Any, adjust: str = "BH") -> pd.Dat
     Raises:
         DataError: covariates that are not numbers, not finite, or have another number of rows.
 
-    Source: Chen et al. 2016, Am. J. Hum. Genet. 98; see `_score.py`.
+    Source: Chen et al. 2016, Am. J. Hum. Genet. 98; see `glmmjax.inference.score`.
     """
     if adjust not in ADJUSTMENTS:
         raise ValueError(f"adjust must be one of {', '.join(map(repr, ADJUSTMENTS))}, got {adjust!r}")
