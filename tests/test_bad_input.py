@@ -344,6 +344,13 @@ def test_design_arrays(arguments: dict[str, Any], words: list[str]) -> None:
     refused(lambda: gj.design_arrays(**{**good, **arguments}), gj.DataError, words)
 
 
+@pytest.mark.parametrize("given", [gj.Diagonal, "cs", 2], ids=str)
+def test_structures(given: Any) -> None:
+    terms = [(np.ones(3), np.array([0, 1, 1]), given)]
+    words = ["structure of term 1", "such as Unstructured(1) or Diagonal(1)"]
+    refused(lambda: gj.design_arrays(np.arange(3.0), np.ones((3, 1)), terms), TypeError, words)
+
+
 def test_design_from_a_formula() -> None:
     refused(lambda: gj.design("y ~ xx + (1 | g)", small()), gj.DataError, ["'xx'", "'x'"])
     refused(lambda: gj.design("y ~ x", small()), gj.FormulaError, ["no random-effects term"])

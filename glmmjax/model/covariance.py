@@ -99,7 +99,6 @@ class Structure:
         The expected ones of m levels of a Gaussian design, m tr(V^-1 V_i V^-1 V_i) with V = T T' and its derivatives,
         times the squared reliability (k,) of the conditional modes: for one column 4 m r^2 / theta^2.
         """
-
         if not isinstance(theta, Array):
             with _on_host():
                 return np.asarray(self.curvature(jnp.asarray(theta, float), m, reliability))
@@ -489,7 +488,7 @@ def cov_to_sdcor(cov: Any) -> tuple[Any, Any]:
 
 
 def _cholesky(cov: Any) -> Any:
-    """Lower T with T T' = cov; small ones column by column, which needs no LAPACK (see `_linalg.one_inverse`)."""
+    """Lower T with T T' = cov; small ones column by column, which needs no LAPACK (see `linalg.one_inverse`)."""
     lib, k = _library(cov), cov.shape[0]
     if k > 4:
         return lib.linalg.cholesky(cov)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._arguments import checked, numeric
+from .._arguments import checked, numeric, shown
 from .._errors import DataError, check_scale
 from ..algebra.linalg import take
 from ..algebra.symbolic import Plan, make_plan, order_blocks
@@ -271,7 +271,10 @@ def design_arrays(
     theta_start = 0
     for i, (z, term) in enumerate(zip(zs, terms, strict=True)):
         block = position[factor_of[i]]
-        structure: Structure = term[2] if len(term) > 2 else Unstructured(z.shape[1])
+        structure: Any = term[2] if len(term) > 2 else Unstructured(z.shape[1])
+        if not isinstance(structure, Structure):
+            wanted = f"such as Unstructured({z.shape[1]}) or Diagonal({z.shape[1]})"
+            raise TypeError(f"the covariance structure of term {i + 1} must be one {wanted}, got {shown(structure)}")
         if structure.k != z.shape[1]:
             raise DataError(f"term {i + 1} has {z.shape[1]} columns but its covariance structure has {structure.k}")
         layout.append(Term(block, widths[block], structure, theta_start))

@@ -1,7 +1,7 @@
 """A covariance structure of one's own: compound symmetry, added here alone, has the right numbers everywhere.
 
 Two independent answers: with a correlation >= 0 the model is the one of two intercepts, (1 | g) + (1 | g:column), whose
-variances are the covariance and the variance less the covariance; for any correlation, dense matrices (n, n).
+variances are the covariance and the variance less the covariance; for any correlation, dense matrices.
 """
 
 from __future__ import annotations
@@ -79,6 +79,17 @@ class CompoundSymmetry(Least):
 
     def natural_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         return [f"sd|{group}", f"cor|{group}"]
+
+    def followed_correlation(self, theta: Any, a: int, b: int) -> Any:
+        """The angle of (b, a), smooth where one of them is 0."""
+        return jnp.arctan2(theta[0], theta[1])
+
+    def shown_correlation(self) -> tuple[Callable[[Any], Any], float, float]:
+        return self.correlation, 0.0, np.pi / 2.0
+
+    def correlation(self, angle: Any) -> Any:
+        common, apart = np.sin(angle) ** 2, np.cos(angle) ** 2
+        return (common - apart) / (common + (self.k - 1) * apart)
 
     def theta_names(self, group: str, names: tuple[str, ...]) -> list[str]:
         return [f"{group}.common", f"{group}.apart"]
@@ -163,18 +174,21 @@ def compound(v: np.ndarray) -> np.ndarray:
 
 
 def criterion(m: Any, v: np.ndarray, of: Callable[[np.ndarray], np.ndarray] = compound, scale: Any = 1.0) -> float:
-    """-2 log-likelihood or REML criterion at v = (sd, correlation, sigma), by the covariance (n, n)."""
+    """-2 log-likelihood or REML criterion at v = (sd, correlation, sigma), by the covariance of each group's rows."""
     G = of(v)
     if v[0] <= 0.0 or v[2] <= 0.0 or np.linalg.eigvalsh(G)[0] < -1e-12:
         return np.inf
     term, X, y = m._data.terms[0], np.asarray(m._design.X), np.asarray(m._design.y)
-    z = term.z * scale
-    V = (z @ G @ z.T) * (term.level[:, None] == term.level) + v[2] ** 2 * np.eye(len(y))
-    L = np.linalg.cholesky(V)
-    Xs, ys = np.linalg.solve(L, X), np.linalg.solve(L, y)
-    rest = ys - Xs @ np.linalg.lstsq(Xs, ys)[0]
-    logdet = 2.0 * np.log(np.diag(L)).sum() + m.REML * np.linalg.slogdet(Xs.T @ Xs)[1]
-    return float(logdet + rest @ rest + (len(y) - m.REML * X.shape[1]) * np.log(2.0 * np.pi))
+    p, logdet, A = X.shape[1], 0.0, np.zeros((X.shape[1] + 1,) * 2)
+    for j in range(M):
+        rows = term.level == j
+        z, both = term.z[rows] * scale, np.column_stack([X[rows], y[rows]])
+        V = z @ G @ z.T + v[2] ** 2 * np.eye(len(z))
+        A += both.T @ np.linalg.solve(V, both)
+        logdet += np.linalg.slogdet(V)[1]
+    rest = A[p, p] - A[p, :p] @ np.linalg.solve(A[:p, :p], A[:p, p])
+    logdet += m.REML * np.linalg.slogdet(A[:p, :p])[1]
+    return float(logdet + rest + (len(y) - m.REML * p) * np.log(2.0 * np.pi))
 
 
 def minimum(f: Callable[[np.ndarray], float], v: Any) -> Any:
@@ -289,14 +303,20 @@ def test_natural_parameters() -> None:
 
 
 def test_profile() -> None:
-    """Likelihood intervals: at their ends the dense deviance, the rest minimised over, is higher by the quantile."""
-    m = own(0.5, False)
-    intervals = m.profile(["sd|g", "cor|g"]).confint()
-    for i, name in enumerate(["sd|g", "cor|g"]):
-        for end in intervals.loc[name]:
-            rest = minimum(lambda v, end=end, i=i: criterion(m, np.insert(v, i, end)), np.delete(natural(m), i))
-            assert_close(rest.fun - m.objective, 1.959963984540054**2, rtol=1e-4)
-    assert list(m.profile("theta_").confint().index) == ["sd|g", "cor|g", "sigma"]
+    """Likelihood intervals: at their ends the dense deviance, the rest minimised over, is higher by the quantile.
+
+    But at a correlation of -1 / (k - 1), beyond which there is nothing.
+    """
+    for m in (own(0.5, False), own(-0.5, False)):
+        intervals = m.profile("theta_").confint()
+        assert list(intervals.index) == ["sd|g", "cor|g", "sigma"]
+        for i, name in enumerate(intervals.index):
+            for end in intervals.loc[name]:
+                start = np.delete(natural(m), i)
+                rise = minimum(lambda v, m=m, end=end, i=i: criterion(m, np.insert(v, i, end)), start).fun - m.objective
+                assert_close(rise, rise if abs(end + 0.5) < 1e-12 else 1.959963984540054**2, rtol=1e-4)
+                assert rise < 3.85
+    assert_close(intervals.loc["cor|g"].iloc[0], -0.5, atol=1e-12)
 
 
 def test_bootstrap() -> None:
