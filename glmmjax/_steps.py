@@ -262,7 +262,7 @@ def fit(setup: ModelSetup, start: Any = None, verbose: Any = False, device: Any 
 
 
 def fit_problem(spec: ModelSpec, data: ModelData, problem: Problem, start: dict[str, np.ndarray] | None) -> MixedModel:
-    """`fit` of a problem that is there already, in the caller's context: for refits, which compile nothing."""
+    """`fit` of a problem that is there already: for refits, which compile nothing."""
     deviance = DevianceFunction(ModelSetup(spec, data, problem.original), problem)
     return make_model(deviance, optimise(deviance, start))
 

@@ -550,6 +550,7 @@ class MixedModel(Shown):
     refit_many = Method(lambda: inference.bootstrap.refit_many)
 
     @entry
+    @entry
     def refit_ml(self) -> MixedModel:
         """The linear model fitted by maximum likelihood (itself if it was); no recompilation (lme4's refitML)."""
         if not isinstance(self._problem, LinearProblem) or not self.REML:
