@@ -206,6 +206,13 @@ def test_fit(structure: type, correlation: float, REML: bool) -> None:
     assert_close(natural(m), best.x, rtol=1e-6, atol=1e-7)
 
 
+def test_nlme() -> None:
+    """R's lme(y ~ x + c, random = list(g = pdCompSymm(~ 0 + c)), method = "ML"), nlme 3.1: its search ends at 1e-6."""
+    m = own(-0.3, False)
+    assert_close(m.loglik, -186.993525789, atol=1e-8)
+    assert_close(natural(m), [1.4272621, -0.3082683, 0.9661740], rtol=1e-5)
+
+
 def test_two_intercepts() -> None:
     """Coefficients, standard errors, degrees of freedom, modes and their variances, components, predictions."""
     m, other = own(0.5), two_intercepts()
