@@ -135,7 +135,11 @@ class Summary(Shown):
     def _report(self, page: bool) -> Sequence[Block]:
         m, fixed = self.model, self.coefficients()
         title, *rest = header_lines(m)
-        out: list[Block] = [Heading(title, "".join(f"\n{line}" for line in rest)), "", fit_block(m)]
+        out: list[Block] = [
+            Heading(title, "".join(f"\n{line.strip() if page else line}" for line in rest)),
+            "",
+            fit_block(m),
+        ]
         out += [] if page else self._residuals()
         out += ["", Heading("Random effects:"), m.VarCorr()._table(), group_line(m)]
         if len(m.phi):
