@@ -15,7 +15,7 @@ import numpy as np
 from ..families import LOG_PHI_MAX, Family, reported
 from ..model.basis import cancelling_start, scale_many, scale_z
 from ..model.design import Design, off_ridge
-from ..model.parameters import Layout
+from ..model.parameters import Layout, Scaling
 from . import optimise as opt
 from .glmm import impossible
 from .lanes import Ends, Engine, Generalised, Kind, Linear
@@ -78,16 +78,14 @@ class Many:
         return Many(*(getattr(self, name)[rows] for name in Many.__dataclass_fields__))
 
 
-def scale(design: Design, linear: bool) -> tuple[Design, np.ndarray, np.ndarray, np.ndarray]:
-    """The design in internal units, A (B or 1, p, p) as in `Scaling`, and C and C^-1 as `_basis.scale_many`."""
-    out, C, inverse = scale_many(design)
-    X = np.asarray(design.X)
-    p = X.shape[-1]
-    if linear or not p:
-        return out, np.broadcast_to(np.eye(p), (1, p, p)), C, inverse
-    A = np.linalg.qr(X, mode="r") / np.sqrt(X.shape[-2])
-    Xs = X @ np.linalg.inv(A)
-    return replace(out, X=np.ascontiguousarray(Xs)), A if A.ndim == 3 else A[None], C, inverse
+def scale(design: Design, kind: Kind) -> tuple[Design, Scaling]:
+    """Designs in internal units, and these with a leading axis of B or 1."""
+    out, basis = scale_many(design)
+    A = np.eye(design.p)
+    if design.p and not isinstance(kind, Linear):
+        A = np.linalg.qr(design.X, mode="r") / np.sqrt(design.X.shape[-2])
+        out = replace(out, X=np.ascontiguousarray(design.X @ np.linalg.inv(A)))
+    return out, Scaling(kind.layout(design), A if A.ndim == 3 else A[None], basis)
 
 
 def fit_block(
@@ -191,12 +189,11 @@ def _search_block(
 ) -> Many:
     """The same, from one start."""
     kind, start = engine.kind, start or {}
-    scaled, A, C, C_inverse = scale(design, isinstance(kind, Linear))
-    layout = kind.layout(design)
-    C_inverse = np.broadcast_to(C_inverse, (engine.block, *C.shape[1:]))[:count]
+    scaled, scaling = scale(design, kind)
+    layout = scaling.layout
     family = kind.family if isinstance(kind, Generalised) else None
     phi = np.zeros(0) if family is None else family.finite_start(start.get("phi", family.phi_start()))
-    theta = off_ridge(C[0] @ start["theta"], design.terms) if "theta" in start else design.theta_start
+    theta = off_ridge(scaling.basis.C[0] @ start["theta"], design.terms) if "theta" in start else design.theta_start
     dtype = np.asarray(design.y).dtype
 
     def revise(ends: Ends, repeat: Callable[..., Ends]) -> Ends:
@@ -213,7 +210,7 @@ def _search_block(
     ends = engine.run(scaled, own, count, theta.astype(dtype), phi.astype(dtype), "theta" in start, limits, revise)
     ends = Ends(*(np.asarray(a, float) for a in ends))
     rows = (np.asarray(design.weights) > 0.0).sum(-1) * np.ones(engine.block)
-    made = judge(ends, kind, layout, A[:count], C_inverse, limits, rows[:count])
+    made = judge(ends, kind, scaling, limits, rows[:count])
     return _objections(made, ends, kind, design)
 
 
@@ -396,22 +393,14 @@ def _settle_singular(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout
     return ends, which
 
 
-def judge(
-    ends: Ends,
-    kind: Kind,
-    layout: Layout,
-    A: np.ndarray,
-    C_inverse: np.ndarray,
-    limits: opt.Limits,
-    rows: np.ndarray,
-) -> Many:
+def judge(ends: Ends, kind: Kind, scaling: Scaling, limits: opt.Limits, rows: np.ndarray) -> Many:
     """Estimates in the user's units, and whether each is a minimum.
 
     Args:
-        A: (B or 1, p, p) and C_inverse: (B, n_theta, n_theta), as `scale`. rows: (B,) rows of each dataset.
+        scaling: as `scale`, of at least B datasets or all alike. rows: (B,) rows of each dataset.
     """
     B, P = ends.x.shape
-    at, p = layout.at, layout.p
+    layout, at, p = scaling.layout, scaling.layout.at, scaling.layout.p
     f, status = ends.numbers[:, 0], ends.numbers[:, 2].astype(int)
     linear = isinstance(kind, Linear)
 
@@ -424,12 +413,12 @@ def judge(
     decrement = 0.5 * np.sum(weight * along**2, axis=1)
     use = shape.finite & np.isfinite(decrement) & bool(limits.hessian)
     decrement = np.where(use, decrement, ends.numbers[:, 1])
-    theta = (C_inverse @ ends.x[:, at.theta, None])[..., 0]
+    theta = (scaling.basis.inverse[:B] @ ends.x[:, at.theta, None])[..., 0]
     for term in layout.terms:
         theta[:, term.theta] *= term.structure.flip(theta[:, term.theta])[0]
     theta += 0.0
     if p:
-        solve = np.linalg.inv(A)
+        solve = np.linalg.inv(scaling.A[:B])
         internal = ends.x[:, at.beta] if layout.has_beta else ends.tail[:, :p]
         beta = ends.tail[:, 1 : 1 + p] if linear else (solve @ internal[:, :, None])[..., 0]
     else:

@@ -32,7 +32,7 @@ from ..families import Family, dispersions, most_log_phi
 from ..families import get as get_family
 from ..model.basis import scale_traced
 from ..model.design import Design, Term, factors, linear_predictor, off_ridge, u_from_blocks
-from ..model.parameters import Layout, Parameters
+from ..model.parameters import Layout, Parameters, Scaling
 from ..objective.laplace import log_density_constant, pieces, resolve_hessian, warn_if_single_precision
 from ..objective.pirls import is_symbolic_zero, unspool
 from ..objective.pls import criterion, cross_products, fixed_effects, profile
@@ -250,29 +250,29 @@ def _fit(design: Design, given: dict[str, Array], limits: opt.Limits, kind: Kind
     Its parts are compiled apart, so that outside `jax.jit` the value and either derivative share the program of the
     search.
     """
-    scaled, A, C_inverse, start = _prepare(design, given, kind)
+    scaled, scaling, start = _prepare(design, given, kind)
     found = optimum(scaled, start, limits, kind)
-    outside = kind.layout(design).has_beta
-    H = _hessian(found.x, found.hint, scaled, kind) if covariance and outside else None
-    return _estimates(found, H, design, scaled, A, C_inverse, kind, covariance)
+    H = _hessian(found.x, found.hint, scaled, kind) if covariance and scaling.layout.has_beta else None
+    return _estimates(found, H, design, scaled, scaling, kind, covariance)
 
 
 @partial(jax.jit, static_argnames=("kind",))
-def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Design, Array, Array, _Start]:
-    """The design in internal units, A as in `Scaling` and C^-1 as in `basis`, and where the search starts."""
-    scaled, A, C, C_inverse = _scale(design, kind)
+def _prepare(design: Design, given: dict[str, Array], kind: Kind) -> tuple[Design, Scaling, _Start]:
+    """The design in internal units, these, and where the search starts."""
+    scaled, scaling = _scale(design, kind)
     dtype = scaled.y.dtype
-    theta = off_ridge(C @ given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype), design.terms)
+    theta = scaling.basis.C @ given["theta"] if "theta" in given else jnp.asarray(design.theta_start, dtype)
+    theta = off_ridge(theta, design.terms)
     phi = jnp.zeros(0, dtype) if isinstance(kind, Linear) else jnp.asarray(kind.family.phi_start(), dtype)
     begin = given.get("phi", phi)
     start = _Start(
         theta,
         jnp.asarray("theta" in given),
-        A @ given["beta"] if "beta" in given else jnp.full(design.p, jnp.nan, dtype),
+        scaling.A @ given["beta"] if "beta" in given else jnp.full(design.p, jnp.nan, dtype),
         jnp.where(jnp.isfinite(begin), begin, phi),  # at infinity the density is flat
         _dependent(design.X),
     )
-    return scaled, A, C_inverse, start
+    return scaled, scaling, start
 
 
 def _dependent(X: Array) -> Array:
@@ -281,15 +281,14 @@ def _dependent(X: Array) -> Array:
     return (jnp.abs(jnp.diagonal(R)) <= X.shape[0] * jnp.finfo(X.dtype).eps * jnp.linalg.norm(R, axis=0)).any()
 
 
-def _scale(design: Design, kind: Kind) -> tuple[Design, Array, Array, Array]:
-    """The design in internal units, A (p, p) as in `Scaling`, and C and C^-1 as in `basis`: all constants to
-    derivatives."""
-    scaled, C, C_inverse = scale_traced(design)
-    eye = jnp.eye(design.p, dtype=C.dtype)
-    if isinstance(kind, Linear) or not design.p:  # `cross_products` sees to X
-        return scaled, eye, C, C_inverse
-    A = jnp.linalg.qr(jax.lax.stop_gradient(design.X), mode="r") / design.n**0.5
-    return replace(scaled, X=design.X @ jax.scipy.linalg.solve_triangular(A, eye)), A, C, C_inverse
+def _scale(design: Design, kind: Kind) -> tuple[Design, Scaling]:
+    """The design in internal units, and these, which are constants to derivatives."""
+    scaled, basis = scale_traced(design)
+    A = eye = jnp.eye(design.p, dtype=design.y.dtype)
+    if design.p and not isinstance(kind, Linear):  # where `cross_products` sees to X
+        A = jnp.linalg.qr(jax.lax.stop_gradient(design.X), mode="r") / design.n**0.5
+        scaled = replace(scaled, X=design.X @ jax.scipy.linalg.solve_triangular(A, eye))
+    return scaled, Scaling(kind.layout(design), A, basis)
 
 
 def _canonical(theta: Array, terms: tuple[Term, ...]) -> Array:
@@ -449,8 +448,7 @@ def _estimates(
     H: Array | None,
     design: Design,
     scaled: Design,
-    A: Array,
-    C_inverse: Array,
+    scaling: Scaling,
     kind: Kind,
     covariance: bool,
 ) -> DesignFit:
@@ -459,9 +457,9 @@ def _estimates(
         beta, phi, sigma, u, objective, vcov = _linear(found, scaled, kind)
     else:
         beta, phi, sigma, u, objective, vcov = _generalised(found, H, scaled, kind, covariance)
+    A, layout = scaling.A, scaling.layout
     to_user = jax.scipy.linalg.solve_triangular(A, jnp.eye(design.p, dtype=A.dtype)) if design.p else A
-    layout = kind.layout(design)
-    theta, beta = C_inverse @ found.x[layout.at.theta], to_user @ beta
+    theta, beta = scaling.basis.inverse @ found.x[layout.at.theta], to_user @ beta
     if covariance:
         vcov = to_user @ vcov @ to_user.T
     if H is not None:

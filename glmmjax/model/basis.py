@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from ..compiling.memory import blocks, empty, triangle
-from .design import Design, Term
+from .design import Design, Leaf, Term
 
 #: A term gets an orthonormal basis where less than this part of one of its columns (root mean square) is new beside
 #: those after it, but not where it is less than so many units of rounding: that column is a combination of the others.
@@ -31,9 +31,10 @@ APART, DEPENDENT = 0.1, 500.0
 NOISE = 1e-6
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Basis:
-    """Internal coordinates of the random-effects terms of a design.
+    """Internal coordinates of the random-effects terms of a design; of designs side by side with a leading axis.
 
     Attributes:
         L: per block (k, k), lower triangular and block diagonal over its terms: z = zs L.
@@ -41,9 +42,9 @@ class Basis:
         inverse: of C, exactly 0 where C is.
     """
 
-    L: tuple[np.ndarray, ...]
-    C: np.ndarray
-    inverse: np.ndarray
+    L: tuple[Leaf, ...]
+    C: Leaf
+    inverse: Leaf
 
     @cached_property
     def diagonal(self) -> bool:
@@ -176,8 +177,8 @@ def scale_z(design: Design) -> tuple[Design, Basis]:
     return replace(design, z=tuple(zs)), basis
 
 
-def scale_many(design: Design) -> tuple[Design, np.ndarray, np.ndarray]:
-    """`scale_z` of datasets side by side, whose z is (B, n, k), or (n, k) for all alike; with C and C^-1 (B or 1, ...).
+def scale_many(design: Design) -> tuple[Design, Basis]:
+    """`scale_z` of datasets side by side, whose z is (B, n, k), or (n, k) for all alike; the basis is (B or 1, ...).
 
     Rows in which all columns are 0 do not count: they may be none.
     """
@@ -211,11 +212,12 @@ def scale_many(design: Design) -> tuple[Design, np.ndarray, np.ndarray]:
     B = max(L.shape[0] for L in Ls)
     Ls = [np.broadcast_to(L, (B, *L.shape[1:])) for L in Ls]
     inverses = [inverse_of_lower(L) for L in Ls]
-    return replace(design, z=tuple(zs)), to_inner(Ls, design.terms), to_inner(inverses, design.terms)
+    basis = Basis(tuple(Ls), to_inner(Ls, design.terms), to_inner(inverses, design.terms))
+    return replace(design, z=tuple(zs)), basis
 
 
-def scale_traced(design: Design) -> tuple[Design, Array, Array]:
-    """`scale_z` of traced arrays, with C and C^-1, which are constants to derivatives."""
+def scale_traced(design: Design) -> tuple[Design, Basis]:
+    """`scale_z` of traced arrays; the basis is constant to derivatives."""
     zs: list[Array] = []
     Ls: list[Array] = []
     inverses: list[Array] = []
@@ -242,4 +244,5 @@ def scale_traced(design: Design) -> tuple[Design, Array, Array]:
         zs.append(scaled)
         Ls.append(L)
         inverses.append(inverse)
-    return replace(design, z=tuple(zs)), to_inner(Ls, design.terms), to_inner(inverses, design.terms)
+    basis = Basis(tuple(Ls), to_inner(Ls, design.terms), to_inner(inverses, design.terms))
+    return replace(design, z=tuple(zs)), basis

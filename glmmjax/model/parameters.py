@@ -7,11 +7,12 @@ linear model with nothing profiled out, of sigma.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,7 +20,7 @@ from jax import Array
 from ..algebra.linalg import block_diagonal
 from ..families import dispersions, log_of
 from .basis import Basis
-from .design import Term
+from .design import Leaf, Term
 
 Of = TypeVar("Of")
 
@@ -118,15 +119,16 @@ class Layout:
         return Point(parts.theta, parts.beta, sigma, dispersions(parts.log_phi), cov)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scaling:
-    """Internal units of a design, undone exactly in every result.
+    """Internal units of a design, undone exactly in every result; of designs side by side with a leading axis.
 
     X = Xs A with Xs'Xs = n I (A from the QR factorisation of X), so that beta_s = A beta; z and theta as in `basis`.
     """
 
-    layout: Layout
-    A: np.ndarray  # (p, p)
+    layout: Layout = field(metadata={"static": True})
+    A: Leaf  # (p, p)
     basis: Basis
 
     @cached_property

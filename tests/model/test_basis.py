@@ -219,12 +219,12 @@ def test_all_three_find_the_same_basis() -> None:
     z = columns(1e4)
     design = design_of(z)
     single, basis = scale_z(design)
-    together, C, inverse = scale_many(replace(design, z=(np.stack([columns(0.0), z]),)))
-    traced, C_traced, inverse_traced = scale_traced(replace(design, z=(jax.numpy.asarray(z),)))
-    assert np.count_nonzero(C[0] - np.diag(np.diag(C[0]))) == 0
-    for found in (C[1], np.asarray(C_traced)):
+    together, many = scale_many(replace(design, z=(np.stack([columns(0.0), z]),)))
+    traced, in_graph = scale_traced(replace(design, z=(jax.numpy.asarray(z),)))
+    assert np.count_nonzero(many.C[0] - np.diag(np.diag(many.C[0]))) == 0
+    for found in (many.C[1], np.asarray(in_graph.C)):
         assert_close(found, basis.C, rtol=1e-6, atol=1e-6)
-    for found in (inverse[1], np.asarray(inverse_traced)):
+    for found in (many.inverse[1], np.asarray(in_graph.inverse)):
         assert_close(found, basis.inverse, rtol=1e-6, atol=1e-6)
     for found in (together.z[0][1], np.asarray(traced.z[0])):
         assert_close(found, single.z[0], rtol=1e-6, atol=1e-6)
