@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._errors import ConvergenceWarning as ConvergenceWarning
     from ._errors import DataError as DataError
     from ._errors import FormulaError as FormulaError
+    from ._fit_many import fit_many as fit_many
     from ._glmer import design as design
     from ._glmer import glmer as glmer
     from ._glmer import glmer_setup as glmer_setup
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from .inference.structure import Structure as Structure
     from .inference.structure import structure as structure
     from .links import Link as Link
-    from .many.fit_many import fit_many as fit_many
     from .many.results import ManyFits as ManyFits
     from .model.covariance import Diagonal as Diagonal
     from .model.covariance import Unstructured as Unstructured
@@ -81,7 +81,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Estimates": ("fit.problem", "Estimates"),
     "fit_design": ("fit.implicit", "fit_design"),
     "DesignFit": ("fit.implicit", "DesignFit"),
-    "fit_many": ("many.fit_many", "fit_many"),
+    "fit_many": ("_fit_many", "fit_many"),
     "ManyFits": ("many.results", "ManyFits"),
     "lm_list": ("inference.lmlist", "lm_list"),
     "design": ("_glmer", "design"),

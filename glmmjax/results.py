@@ -441,7 +441,7 @@ class MixedModel(Shown):
 
     coefficients = Method(lambda: inference.coefficients.coefficients)
     confint = Method(lambda: inference.coefficients.confint)
-    sdcor = Method(lambda: inference.likelihood.sdcor_table)
+    sdcor = Method(lambda: inference.sdcor.sdcor_table)
     profile = Method(lambda: inference.profile.profile)
 
     # ---- random effects ----------------------------------------------------------------------------

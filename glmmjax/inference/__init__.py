@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import profile as profile
     from . import residuals as residuals
     from . import score as score
+    from . import sdcor as sdcor
     from . import simulate as simulate
     from . import summaries as summaries
     from . import summary as summary

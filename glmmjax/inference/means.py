@@ -19,8 +19,8 @@ from .._arguments import checked
 from .._errors import DataError, NotSupportedError
 from ..compiling.entry import entry
 from ..formula.syntax import Call, Name, Node, base_name, names_in, strip_parens, walk
+from ..many.multiple import adjusted
 from ..report.table import Block, Shown, of_frame
-from .multiple import adjusted
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -25,12 +25,12 @@ from .._errors import DataError
 from ..algebra.linalg import eliminate, penalised, segment_sum, solve, weighted_products
 from ..compiling.entry import entry
 from ..families import Family
+from ..many.multiple import ADJUSTMENTS, adjusted
 from ..model.design import Design
 from ..model.parameters import Parameters
 from ..objective.laplace import working_weights
 from ..objective.pirls import Blocked
 from ..objective.quadrature import marginal
-from .multiple import ADJUSTMENTS, adjusted
 
 if TYPE_CHECKING:
     from ..results import MixedModel

@@ -1,5 +1,5 @@
-"""One model on many datasets or responses.
+"""One model on many datasets or responses; `fit_many`, at the top, is the entry.
 
-`fit_many` is the entry and `results` what it returns; `sources` are its datasets, of a table (`data`) or of one design
-(`responses`); `partial` keeps what is done; `refits` fits a model to many new responses.
+`sources` says where datasets come from, `data` and `responses` make them arrays of one shape; `results` holds the
+estimates (`ManyFits`), `partial` their file, `multiple` adjusts p-values; `refits` fits a model to many new responses.
 """

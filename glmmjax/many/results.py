@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from .._arguments import checked
 from .._errors import DataError
 from ..fit import optimise as opt
 from ..fit.batch import Many
-from ..inference.multiple import adjusted
 from ..model.covariance import natural_of, numbered, structure_of
 from ..report.table import Block, Shown, of_frame
 from .data import Labels
+from .multiple import adjusted
 from .partial import Piece
 from .sources import Model, Source
 
@@ -36,9 +36,16 @@ class ManyFits(Shown):
     """
 
     def __init__(
-        self, model: Model, source: Source, pieces: list[Piece], errors: dict[int, str], adjust: str, elapsed: float
+        self,
+        model: Model,
+        source: Source,
+        pieces: list[Piece],
+        errors: dict[int, str],
+        adjust: str,
+        elapsed: float,
+        single: Callable[[Model, str, Any, Any, dict[str, Any]], MixedModel],
     ) -> None:
-        self._model, self._source, self._adjust = model, source, adjust
+        self._model, self._source, self._adjust, self._single = model, source, adjust, single
         self._pieces = sorted(pieces, key=lambda p: int(p.ids[0]))
         self._errors, self.elapsed = errors, elapsed
         self.names = source.names
@@ -186,9 +193,6 @@ class ManyFits(Shown):
         Args:
             name: of the dataset.
         """
-        from .._glmer import glmer
-        from .._lmer import lmer
-
         try:
             i = self.names.index(name)
         except ValueError:
@@ -202,10 +206,7 @@ class ManyFits(Shown):
                 start = {"theta": piece.fits.theta[at[0]]}
                 if not model.linear:
                     start |= {"beta": piece.fits.beta[at[0]], "phi": piece.fits.phi[at[0]]}
-        if model.linear:
-            return lmer(formula, data, model.REML, start=start, control=model.control, **arguments)
-        settings: dict[str, Any] = {"nAGQ": model.nAGQ, "hessian": model.hessian, "control": model.control}
-        return glmer(formula, data, model.family, start=start, **settings, **arguments)
+        return self._single(model, formula, data, start, arguments)
 
     def summary(self) -> pd.DataFrame:
         """Quantiles of the estimates over the datasets that converged, and how many are significant at 0.05."""

@@ -13,10 +13,10 @@ import scipy.sparse
 import scipy.stats
 
 import glmmjax as gj
+from glmmjax import _fit_many as fit_many
 from glmmjax.compiling import programs
 from glmmjax.families import Custom, get
 from glmmjax.fit import lanes
-from glmmjax.many import fit_many
 
 FORMULA = "y ~ x + (1 | g)"
 #: rows and levels: few shapes, as every one is another program for the single fits

@@ -12,27 +12,30 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from .._arguments import checked
-from ..compiling.devices import devices_of
-from ..compiling.entry import entry
-from ..compiling.precision import x64
-from ..families import Family
-from ..families import get as get_family
-from ..fit import optimise as opt
-from ..fit.batch import fit_block
-from ..fit.control import Control, as_control, unknown_argument
-from ..fit.lanes import Engine, cores
-from ..inference.multiple import ADJUSTMENTS
-from ..objective.laplace import resolve_hessian
-from ..report.progress import counter
-from .data import Stack
-from .partial import Piece, from_all_processes, load_pieces, save_pieces
-from .responses import Shared
-from .results import ManyFits
-from .sources import Model, ResponsesSource, Source, TableSource
+from ._arguments import checked
+from ._glmer import glmer
+from ._lmer import lmer
+from .compiling.devices import devices_of
+from .compiling.entry import entry
+from .compiling.precision import x64
+from .families import Family
+from .families import get as get_family
+from .fit import optimise as opt
+from .fit.batch import fit_block
+from .fit.control import Control, as_control, unknown_argument
+from .fit.lanes import Engine, cores
+from .many.data import Stack
+from .many.multiple import ADJUSTMENTS
+from .many.partial import Piece, from_all_processes, load_pieces, save_pieces
+from .many.responses import Shared
+from .many.results import ManyFits
+from .many.sources import Model, ResponsesSource, Source, TableSource
+from .objective.laplace import resolve_hessian
+from .report.progress import counter
 
 if TYPE_CHECKING:
-    from ..formula.parse import Formula
+    from .formula.parse import Formula
+    from .results import MixedModel
 
 #: Seconds between two savings of partial results.
 SAVE_EVERY = 30.0
@@ -182,7 +185,15 @@ def _run(
         pieces, errors = from_all_processes(pieces, errors)
     if path is not None and rank == 0:
         save_pieces(pieces, path, model.settings, keys)
-    return ManyFits(model, source, pieces, errors, adjust, time.perf_counter() - started)
+    return ManyFits(model, source, pieces, errors, adjust, time.perf_counter() - started, _single)
+
+
+def _single(model: Model, formula: str, data: Any, start: Any, arguments: dict[str, Any]) -> MixedModel:
+    """One dataset as a full model."""
+    if model.linear:
+        return lmer(formula, data, model.REML, start=start, control=model.control, **arguments)
+    settings: dict[str, Any] = {"nAGQ": model.nAGQ, "hessian": model.hessian, "control": model.control}
+    return glmer(formula, data, model.family, start=start, **settings, **arguments)
 
 
 @entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 
-from glmmjax.inference.multiple import adjusted
+from glmmjax.many.multiple import adjusted
 
 
 def test_adjusted_p_values():
