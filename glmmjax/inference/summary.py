@@ -92,7 +92,12 @@ class Summary(Shown):
         p = len(model._data.x_names)
         self.correlation = (1 < p <= 20) if correlation is None else bool(correlation) and p > 1
 
-    def coefficients(self) -> Table:
+    def coefficients(self) -> list[list[str]]:
+        """Rows of the fixed-effects table with header."""
+        table = self._fixed()
+        return [table.header, *table.rows]
+
+    def _fixed(self) -> Table:
         """The fixed effects; stars are in the last column, which has no name."""
         table, letter = self.table, "t" if self.model.is_linear else "z"
         columns = [
@@ -133,7 +138,7 @@ class Summary(Shown):
         return ["", "Correlation of Fixed Effects:", Table(columns)]
 
     def _report(self, page: bool) -> Sequence[Block]:
-        m, fixed = self.model, self.coefficients()
+        m, fixed = self.model, self._fixed()
         title, *rest = header_lines(m)
         out: list[Block] = [
             Heading(title, "".join(f"\n{line.strip() if page else line}" for line in rest)),

@@ -31,8 +31,8 @@ class AnovaTable(Shown, pd.DataFrame):  # type: ignore[misc]
     def __deepcopy__(self, memo: Any = None) -> AnovaTable:
         return self.__copy__()
 
-    def table(self) -> Table:
-        """The numbers as texts; stars are in the last column, which has no name."""
+    def _table(self) -> Table:
+        """The numbers as texts, stars last."""
         names = [str(c) for c in self.columns]
         values = {name: self[c].to_numpy(float) for c, name in zip(self.columns, names, strict=True)}
         tested = [name for name in names if name[1:] == " value" or name == "Chisq"]
@@ -52,8 +52,13 @@ class AnovaTable(Shown, pd.DataFrame):  # type: ignore[misc]
         labels = Column("", [str(label) for label in self.index], right=False)
         return Table([labels, *(Column(name, text[name]) for name in names), Column("", marks, right=False)])
 
+    def cells(self) -> list[list[str]]:
+        """Text of the table: header, then rows; stars are in the last column, which has no name."""
+        table = self._table()
+        return [table.header, *table.rows]
+
     def _report(self, page: bool) -> Sequence[Block]:
-        table = self.table()
+        table = self._table()
         heading = self.attrs.get("heading", "Analysis of Variance Table")
         return [heading, table, *([] if page else legend(table.columns[-1].cells))]
 

@@ -233,3 +233,11 @@ def test_a_table_of_tests_is_still_a_frame() -> None:
     ]
     assert table.to_markdown().split("\n")[-1] == "| x   |     3 |   1 |      0.0832 | .   |"
     assert type(table[["Df"]]) is pd.DataFrame and pytest.approx(3.0) == table.loc["x", "Chisq"]
+
+
+def test_rows_of_texts_are_at_hand() -> None:
+    header, first, *_ = answers()["Summary"].coefficients()
+    assert header == ["", "Estimate", "Std. Error", "z value", "Pr(>|z|)", ""]
+    assert first[0] == "(Intercept)" and first[1].startswith("-1.398")
+    table = made_table(pd.DataFrame({"Df": [1.0]}, index=["x"]), ["Title"])
+    assert table.cells() == [["", "Df", ""], ["x", "1", ""]]
