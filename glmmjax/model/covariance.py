@@ -240,6 +240,14 @@ class Structure:
 class _Triangular(Structure):
     """Structures whose theta are entries of a lower triangular T."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "n_theta" in vars(cls):  # the answers here are those of entries of T
+            base = cls.__mro__[1].__name__
+            raise TypeError(
+                f"{cls.__name__} has parameters of its own: derive it from glmmjax.model.covariance.Structure, not {base}"
+            )
+
     def index(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of T in the order of theta."""
         raise NotImplementedError

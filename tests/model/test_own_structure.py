@@ -473,3 +473,15 @@ def test_what_a_structure_says_agrees_with_its_factor(structure: Structure) -> N
         assert_close(default, own_, rtol=1e-5)
     assert (default > 0.0).all() and not structure.singular(theta).any()
     assert structure.singular(0.0 * theta).all()
+
+
+def test_parameters_of_its_own_need_the_base_class() -> None:
+    """What `Unstructured` answers is about entries of T: a subclass with another number of parameters would inherit it."""
+    with pytest.raises(
+        TypeError, match="Own has parameters of its own: derive it from .*Structure, not from Unstructured"
+    ):
+
+        class Own(gj.Unstructured):
+            @property
+            def n_theta(self) -> int:
+                return 2
