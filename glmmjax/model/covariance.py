@@ -245,7 +245,8 @@ class _Triangular(Structure):
         if "n_theta" in vars(cls):  # the answers here are those of entries of T
             base = cls.__mro__[1].__name__
             raise TypeError(
-                f"{cls.__name__} has parameters of its own: derive it from glmmjax.model.covariance.Structure, not {base}"
+                f"{cls.__name__} has parameters of its own: derive it from glmmjax.model.covariance.Structure, "
+                f"not from {base}"
             )
 
     def index(self) -> tuple[np.ndarray, np.ndarray]:
