@@ -149,7 +149,7 @@ def _separations(family: Family, design: Design, own: Any, count: int) -> dict[i
     unclear = np.flatnonzero(~none_for_sure(Xs[:count] if own.X else Xs, ends, there))
     out = {}
     for i in unclear:
-        mine = (X[i], A[i]) if own.X else (X, A)
+        mine = (Xs[i], A[i]) if own.X else (Xs, A)
         found = find(mine[0], ends[i], there[i], mine[1])
         if found is not None:
             out[int(i)] = found

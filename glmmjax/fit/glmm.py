@@ -335,7 +335,7 @@ class GeneralisedProblem(Problem):
         if ends is None:
             return None
         there = np.asarray(design.weights) > 0.0
-        return find(np.asarray(design.X), ends, there, self.scaling.A, lambda: np.asarray(begin.carry.beta))
+        return find(np.asarray(self.design.X), ends, there, self.scaling.A, lambda: np.asarray(begin.carry.beta))
 
     def settled(self, separation: Separation) -> Self:
         other = copy(self)

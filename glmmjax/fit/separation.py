@@ -149,31 +149,29 @@ class Separation:
 
 
 def find(
-    X: np.ndarray, ends: np.ndarray, there: np.ndarray, A: np.ndarray, near: Callable[[], np.ndarray] | None = None
+    Xs: np.ndarray, ends: np.ndarray, there: np.ndarray, A: np.ndarray, near: Callable[[], np.ndarray] | None = None
 ) -> Separation | None:
     """The separated rows of a design; None if there are none.
 
     Args:
-        X: (n, p) in the user's units. ends: (n,) as `Family.ends`. there: (n,) which rows count.
-        A: (p, p) with X = Xs A, the columns of Xs about orthonormal.
+        Xs: (n, p), its columns about orthogonal and of length sqrt(n). ends: (n,) as `Family.ends`. there: (n,) which
+            rows count.
+        A: (p, p) with X = Xs A in the user's units.
         near: (p,) coefficients of Xs whose scores may serve as multipliers, which saves time and decides nothing;
             asked for where they are needed, as they may still be computed.
     """
-    n, p = X.shape
+    n, p = Xs.shape
     ends = np.where(there, ends, 0).astype(np.int8)
     if not p or not ends.any():
         return None
-    inverse = np.linalg.inv(A)
     present = np.arange(n) if there.all() else np.flatnonzero(there)
     size = FIRST_ROWS
     while size < present.size:  # rows without a direction of recession, of full rank: nor has any larger set one
         some = present[:: -(-present.size // size)]
-        if _regression(X[some] @ inverse, ends[some].astype(float), near) is None:
+        if _regression(Xs[some], ends[some].astype(float), near) is None:
             return None
         size *= MORE_ROWS
-    if present.size < n:
-        X = X[present]
-    own, t = X @ inverse, ends[present].astype(float)
+    own, t = Xs if present.size == n else Xs[present], ends[present].astype(float)
     at = _regression(own, t, near)
     if at is None:
         return None

@@ -132,6 +132,8 @@ def cancelling_start(design: Design) -> np.ndarray | None:
     independent terms can have with large variances only: an optimum of its own, far from the first start. The start
     is in units of what one column has beside the others. None where no columns coincide, or all do.
     """
+    if len(design.terms) == len(design.z):  # one term on each factor
+        return None
     theta, found = design.theta_start, False
     for g, z in enumerate(design.z):
         terms = [t for t in design.terms if t.block == g]
