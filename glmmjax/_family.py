@@ -125,7 +125,7 @@ class Family:
     def ends(self, y: ndarray) -> ndarray | None:
         """(n,) int8: 1 or -1 where the likelihood of a row rises all the way as eta goes to that infinity, else 0.
 
-        None where no row's does, whatever the response (see `_separation`). A user's family says nothing.
+        None where no row's does, whatever the response (see `fit.separation`). A user's family says nothing.
         """
         return None
 

@@ -1,7 +1,7 @@
 """Blocked products, Cholesky-like elimination, log-determinants and solves.
 
 The matrix is H = Lambda' Z' W Z Lambda + I, held as small diagonal blocks per level, pair blocks where
-two grouping factors meet, and a dense remainder (`_symbolic.Plan`). Nothing here knows statistics.
+two grouping factors meet, and a dense remainder (`symbolic.Plan`). Nothing here knows statistics.
 
 Differentiation never goes through a factorisation: inverse, log-determinant and solve of a symmetric
 positive definite matrix have their own rules (d log det S = tr(S^-1 dS)), correct to any order.

@@ -4,7 +4,7 @@ Blocks are the grouping factors, ordered by decreasing number of levels. A block
 by level (one small matrix each) as long as its diagonal stays block diagonal: always for the first
 one, and for the next one if every level eliminated before meets only one of its levels (nesting).
 What remains is the dense remainder. All index arrays are int32 and are gathered and
-scatter-added on the device by `_linalg`.
+scatter-added on the device by `linalg`.
 
 This is block Gaussian elimination on the structure lme4 leaves to a sparse Cholesky (Bates et al.
 2015, section 3); nested designs have no fill-in at all.

@@ -1,6 +1,6 @@
 """Estimates of many datasets of one shape: units, restarts, and the judgement of every fit, vectorised on the host.
 
-The same steps as `_fit` takes for one fit, on the ends of searches that `_engine` returns.
+The same steps as `problem` takes for one fit, on the ends of searches that `lanes` returns.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Many:
     converged: np.ndarray  # (B,)
     singular: np.ndarray  # (B,)
     flat: np.ndarray  # (B,) whether parameters are undetermined
-    status: np.ndarray  # (B,) code of `_optimise`
+    status: np.ndarray  # (B,) code of `optimise`
     decrement: np.ndarray  # (B,)
     evaluations: np.ndarray  # (B,)
     separated: np.ndarray  # (B,) whether coefficients run off, which then have infinite variances
@@ -91,7 +91,7 @@ def scale(design: Design, kind: Kind) -> tuple[Design, Scaling]:
 def fit_block(
     engine: Engine, design: Design, own: Any, count: int, limits: opt.Limits, start: dict[str, np.ndarray] | None = None
 ) -> Many:
-    """Fit a block's first `count` datasets; those that are separated as `_fit.estimate` does, without these rows.
+    """Fit a block's first `count` datasets; those that are separated as `problem.estimate` does, without these rows.
 
     Args:
         design, own: as for `Engine.run`, in the user's units.
@@ -159,7 +159,7 @@ def _separations(family: Family, design: Design, own: Any, count: int) -> dict[i
 def _fit_block(
     engine: Engine, design: Design, own: Any, count: int, limits: opt.Limits, start: dict[str, np.ndarray] | None
 ) -> Many:
-    """The same, as if nothing were separated; from two starts where `_fit.estimate` takes two."""
+    """The same, as if nothing were separated; from two starts where `problem.estimate` takes two."""
     fits = _search_block(engine, design, own, count, limits, start)
     far = None if "theta" in (start or {}) else _cancelling(design, own, count)
     if far is None:
@@ -215,7 +215,7 @@ def _search_block(
 
 
 def _objections(made: Many, ends: Ends, kind: Kind, design: Design) -> Many:
-    """`made` with what cannot be an estimate marked as such; see `_fit.Problem.objection`."""
+    """`made` with what cannot be an estimate marked as such; see `problem.Problem.objection`."""
     status, n = made.status.copy(), np.shape(design.y)[-1]
     if isinstance(kind, Generalised):
         if kind.family.discrete:
@@ -233,7 +233,7 @@ def _objections(made: Many, ends: Ends, kind: Kind, design: Design) -> Many:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Eigen-decompositions of Hessians, each parameter in units of its own curvature (`_fit.Curvature`)."""
+    """Eigen-decompositions of Hessians, each parameter in units of its own curvature (`problem.Curvature`)."""
 
     values: np.ndarray  # (B, P)
     vectors: np.ndarray  # (B, P, P)
@@ -260,7 +260,7 @@ def _shape(H: np.ndarray) -> _Shape:
 
 
 def _settle(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout: Layout) -> Ends:
-    """Minima in canonical form, as `_fit` has them."""
+    """Minima in canonical form, as `problem` has them."""
     for _ in range(SETTLINGS):
         ends, settled = _settle_singular(_leave_saddles(ends, repeat), repeat, kind, layout)
         if _shape(ends.hessian[settled]).minimum.all():
@@ -269,7 +269,7 @@ def _settle(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout: Layout)
 
 
 def _other_signs(ends: Ends, repeat: Callable[..., Ends], layout: Layout) -> tuple[Ends, bool]:
-    """Searches from correlations of the other sign, as in `_fit`; whether any ended lower."""
+    """Searches from correlations of the other sign, as in `problem`; whether any ended lower."""
     at, moved = layout.at.theta, False
     for term in filter(lambda term: term.structure.has_mirror, layout.terms):
         shape = _shape(ends.hessian)
@@ -293,7 +293,7 @@ def _other_signs(ends: Ends, repeat: Callable[..., Ends], layout: Layout) -> tup
 
 
 def _leave_saddles(ends: Ends, repeat: Callable[..., Ends]) -> Ends:
-    """Restart along directions of negative curvature; see `_fit`."""
+    """Restart along directions of negative curvature; see `problem`."""
     open_ = np.arange(ends.x.shape[0])
     for _ in range(RESTARTS):
         shape = _shape(ends.hessian[open_])
@@ -317,7 +317,7 @@ def _leave_saddles(ends: Ends, repeat: Callable[..., Ends]) -> Ends:
 def _settle_dispersions(
     ends: Ends, repeat: Callable[..., Ends], family: Family, layout: Layout, y: np.ndarray, limits: opt.Limits
 ) -> Ends:
-    """Fits at the family's limit where that costs nothing, as in `_fit`; without Hessians those that ended far out."""
+    """Fits at the family's limit where that costs nothing, as in `problem`; without Hessians those that ended far."""
     finite, last, rest = np.isfinite(ends.numbers[:, 0]), layout.at.log_phi, slice(layout.at.log_phi.start)
     far = np.resize(np.log(FAR * np.maximum(1.0, np.max(y, axis=-1))), finite.size)
     if not limits.hessian:
@@ -365,7 +365,7 @@ def _replaced(ends: Ends, which: np.ndarray, new: Ends, take: np.ndarray) -> End
 
 def _settle_singular(ends: Ends, repeat: Callable[..., Ends], kind: Kind, layout: Layout) -> tuple[Ends, np.ndarray]:
     """Columns of T near 0 at exactly 0, rank-deficient T re-factored, where that costs nothing, and the numbers of the
-    datasets where that was done; see `_fit`."""
+    datasets where that was done; see `problem`."""
     at = layout.at.theta
     theta = ends.x[:, at]
     proposal = theta.copy()
@@ -480,7 +480,7 @@ def _inverse(stack: np.ndarray) -> np.ndarray:
 
 
 def _satterthwaite(more: np.ndarray, t: int, p: int, size: np.ndarray) -> np.ndarray:
-    """(B, p) degrees of freedom of the fixed effects; see `_ddf.Satterthwaite`."""
+    """(B, p) degrees of freedom of the fixed effects; see `ddf.Satterthwaite`."""
     B = more.shape[0]
     parts = np.split(more, np.cumsum([t * t, p * p * t, p * p]), axis=1)
     H, slopes = parts[0].reshape(B, t, t), parts[1].reshape(B, p, p, t)

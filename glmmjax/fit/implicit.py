@@ -54,7 +54,7 @@ from .problem import (
 
 Kind = Generalised | Linear
 START = ("theta", "beta", "phi")
-#: status beside those of `_optimise`
+#: status beside those of `optimise`
 DEPENDENT = 5
 MESSAGES = {**opt.MESSAGES, DEPENDENT: "columns of X are linearly dependent"}
 #: Error of a gradient per standard error, in units of the precision; a smaller decrement than its square is noise.
@@ -334,7 +334,7 @@ def _search(design: Design, start: _Start, limits: opt.Limits, kind: Kind) -> Op
     status = jnp.where(converged, opt.CONVERGED, jnp.where(end.status == opt.CONVERGED, opt.NOT_MINIMUM, end.status))
     status = jnp.where(start.dependent, DEPENDENT, status)
 
-    # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `_fit`
+    # Newton's step where next to nothing is left, then columns of T near 0 at exactly 0; as in `problem`
     near = converged | (minimum & (decrement < LAST_STEP))
     x = x_end - jnp.where(near, inverse @ g, 0.0)
     parts = layout.unpack(x)
@@ -398,7 +398,7 @@ optimum.defjvp(_implicit_rule, symbolic_zeros=True)
 
 
 class Curvature(NamedTuple):
-    """`_fit.Curvature` in the graph."""
+    """`problem.Curvature` in the graph."""
 
     values: Array  # (P,)
     vectors: Array  # (P, P)

@@ -68,11 +68,11 @@ class Kind(Protocol):
         """The part of a design and `extra` (or of anything shaped like them) that the search reads."""
 
     def objective(self, data: Any, constant: Array) -> opt.Objective:
-        """See `_optimise.Objective`."""
+        """See `optimise.Objective`."""
 
     @property
     def move(self) -> opt.Move:
-        """See `_optimise.Move`."""
+        """See `optimise.Move`."""
 
     def tail(self, state: opt.State, data: Any) -> Array:
         """What is reported of a finished search beside its point, gradient, Hessian and numbers, (c,)."""
@@ -197,7 +197,7 @@ class Ends(NamedTuple):
     x: np.ndarray  # (B, P)
     g: np.ndarray  # (B, P)
     hessian: np.ndarray  # (B, P, P)
-    numbers: np.ndarray  # (B, 6) as in `_optimise.Found`
+    numbers: np.ndarray  # (B, 6) as in `optimise.Found`
     tail: np.ndarray  # (B, c) as `Kind.tail`
     more: np.ndarray  # (B, c) as `Kind.more`; c is 0 before the end
 

@@ -1,6 +1,6 @@
 """Searches other than the compiled BFGS: Newton, derivative-free, and any optax transformation.
 
-They share the objective, the starting values and the metric of `_fit`, work in coordinates where that
+They share the objective, the starting values and the metric of `problem`, work in coordinates where that
 metric is the identity, and hand their point back to be judged like any other.
 """
 

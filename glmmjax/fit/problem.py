@@ -1,7 +1,7 @@
 """From a design to estimates: minimisation, its judgement, and the form estimates are reported in.
 
-Works on arrays; knows no formulas and no labels. `Problem` is what a kind of model supplies: `_fit_glmm` and
-`_fit_lmm` have one each, with the programs that are compiled once per structure and shape.
+Works on arrays; knows no formulas and no labels. `Problem` is what a kind of model supplies: `glmm` and
+`lmm` have one each, with the programs that are compiled once per structure and shape.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Problem:
         return None
 
     def settled(self, separation: Separation) -> Problem:
-        """The problem without the separated rows, of the same shape; see `_separation.settled`."""
+        """The problem without the separated rows, of the same shape; see `separation.settled`."""
         raise NotImplementedError
 
     def unsettled(self, estimates: Estimates, separation: Separation) -> Estimates:
@@ -237,7 +237,7 @@ class Problem:
 
 
 def unpacked(packed: Any, begin: Start) -> opt.Found:
-    """On the host, the end of a search that `_optimise.pack` has packed."""
+    """On the host, the end of a search that `optimise.pack` has packed."""
     return opt.unpack(np.asarray(packed), begin.x.size, PATH_LENGTH, begin.carry)
 
 

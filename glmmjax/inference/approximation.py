@@ -3,7 +3,7 @@
 Everything is at the estimates of the fit and compares Laplace's approximation with adaptive Gauss-Hermite quadrature
 at k and at 2k - 1 points, the second of which measures the error of the first.
 
-Sources: as `_quadrature`; the pictures are those of Bates 2010, "Computational methods for mixed models", section 3.
+Sources: as `quadrature`; the pictures are those of Bates 2010, "Computational methods for mixed models", section 3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bootstrap distributions of a model's estimates: simulated responses, resampled residuals, or resampled groups.
 
-Many replicates are fitted together (`_refits`); few each by the program that the fit itself compiled, on another
+Many replicates are fitted together (`many.refits`); few each by the program that the fit itself compiled, on another
 response or on rows padded with weight 0 to one shape. Standard errors, and with them half of a fit's evaluations, are
 left out.
 

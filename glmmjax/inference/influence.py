@@ -4,7 +4,7 @@ All rest on the implicit function theorem at the estimates x^: with D(x; a) the 
 data a, dx^/da = -H^-1 d2D/dx da. To first order a row is deleted by moving its weight from 1 to 0 (the infinitesimal
 jackknife). A group takes its random effects with it, of which a weight of its rows knows nothing: it is deleted by one
 step -H^-1 grad D_(-g), D_(-g) the deviance without its rows. Exactly, either is a refit with weights of 0: few by the
-fit's own program, many together (`_refits`).
+fit's own program, many together (`many.refits`).
 
 Sources: Cook 1977, Technometrics 19; Jaeckel 1972 (infinitesimal jackknife); White 1982, Econometrica 50 (sandwich).
 """

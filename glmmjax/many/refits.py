@@ -1,6 +1,6 @@
 """Refits of one model many at a time: to other responses, with other weights, or with its levels resampled.
 
-Everything that the refits have in common is there once; searches run in the lanes of `_engine`.
+Everything that the refits have in common is there once; searches run in the lanes of `lanes`.
 """
 
 from __future__ import annotations

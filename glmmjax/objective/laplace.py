@@ -190,7 +190,7 @@ def laplace_deviance(
         () all normalising constants included; +inf where PIRLS failed (`pirls` gives the status).
 
     Differentiable to second order in theta, beta, phi and the float arrays of `design` (implicit
-    function theorem, `_pirls.py`).
+    function theorem, `pirls`).
     """
     warn_if_single_precision()
     family = get_family(family).at_present()
